@@ -1,0 +1,27 @@
+"""GeoMIM: masked-image pretraining of camera bird's-eye-view networks against a LiDAR teacher (ICCV 2023, arXiv 2303.11325)."""
+
+from .camera import CameraRig
+from .decoder import DecoderConfig
+from .depth import DepthBins
+from .grid import BEVGrid
+from .lift_splat import ViewTransform, ViewTransformConfig
+from .pretrainer import GeoMIM, GeoMIMConfig, PretrainOutput
+from .swin import SwinConfig, SwinEncoder
+from .target import TargetConfig
+
+__version__ = '0.1.0'
+
+__all__ = [
+    'BEVGrid',
+    'CameraRig',
+    'DecoderConfig',
+    'DepthBins',
+    'GeoMIM',
+    'GeoMIMConfig',
+    'PretrainOutput',
+    'SwinConfig',
+    'SwinEncoder',
+    'TargetConfig',
+    'ViewTransform',
+    'ViewTransformConfig',
+]

@@ -1,0 +1,146 @@
+"""Loading weights of any known layout into our models, with a precise account of what was taken and what was not."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Dict, List, Tuple, Union
+
+from torch import Tensor, nn
+
+from .checkpoint_io import PathLike, read_checkpoint, save_atomically, shapes_differ, some, tensors_of
+from .layouts import LAYOUTS, detect_layout, export_encoder, from_geomim, to_geomim
+from .position_bias import resize_position_bias, window_of_table
+from .pretrainer import GeoMIM
+from .swin import SwinEncoder
+
+__all__ = [
+    'LAYOUTS',
+    'LoadReport',
+    'detect_layout',
+    'export_encoder',
+    'from_geomim',
+    'load_encoder',
+    'load_pretrained',
+    'read_checkpoint',
+    'save_atomically',
+    'tensors_of',
+    'to_geomim',
+]
+_OPTIONAL = ('num_batches_tracked',)
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """What a file gave to a model; names are the model's, except ``unused``.
+
+    Args:
+        source, layout: the file and how its names were read.
+        taken: tensors loaded as they were.
+        resized: relative position bias tables brought to another window size.
+        missing: tensors of the model that the file lacks; they keep their initial values.
+        unused: tensors of the file that the model has no place for.
+    """
+
+    source: str
+    layout: str
+    taken: Tuple[str, ...]
+    resized: Tuple[str, ...] = ()
+    missing: Tuple[str, ...] = ()
+    unused: Tuple[str, ...] = ()
+
+    def describe(self) -> str:
+        lines = [f'{self.source} ({self.layout} layout): {len(self.taken) + len(self.resized)} tensors taken']
+        for title, names in (
+            ('of them, position bias tables resized', self.resized),
+            ('missing in the file, left at their initial values', self.missing),
+            ('in the file, but without a place in the model', self.unused),
+        ):
+            if names:
+                lines.append(f'  {title}: {len(names)} ({some(names)})')
+        return '\n'.join(lines)
+
+
+def _open(weights: Union[PathLike, Dict[str, Tensor]], layout: str) -> Tuple[Dict[str, Tensor], str, str]:
+    source = 'the given state dict' if isinstance(weights, dict) else str(weights)
+    state = tensors_of(weights if isinstance(weights, dict) else read_checkpoint(weights), source)
+    detected = detect_layout(state) if layout == 'auto' else layout
+    if detected is None:
+        raise ValueError(
+            f'{source} is no checkpoint of a known layout ({", ".join(LAYOUTS)}); its names start with {some(tuple(sorted(state)), 5)}'
+        )
+    return state, detected, source
+
+
+def _fit(model: nn.Module, state: Dict[str, Tensor], source: str, layout: str) -> LoadReport:
+    """Load what fits, resize bias tables, refuse other shapes."""
+    own = model.state_dict()
+    values: Dict[str, Tensor] = {}
+    resized: List[str] = []
+    wrong: List[str] = []
+    for name in own.keys() & state.keys():
+        value = state[name]
+        if shapes_differ(value, own[name]) and name.endswith('relative_position_bias_table') and value.shape[1] == own[name].shape[1]:
+            value = resize_position_bias(value, window_of_table(own[name].shape[0]))
+            resized.append(name)
+        if shapes_differ(value, own[name]):
+            wrong.append(f'{name} {tuple(value.shape)} instead of {tuple(own[name].shape)}')
+        values[name] = value
+    if wrong:
+        raise ValueError(
+            f'{source} belongs to another architecture: {len(wrong)} of {len(own)} tensors have other shapes: {some(tuple(sorted(wrong)), 4)}'
+        )
+    bad = sorted(name for name, value in values.items() if value.is_floating_point() and not bool(value.isfinite().all()))
+    if bad:
+        raise ValueError(f'{source}: {len(bad)} tensors hold values that are not finite: {some(tuple(bad), 4)}')
+    model.load_state_dict(values, strict=False)
+    missing = sorted(name for name in own.keys() - values.keys() if not name.endswith(_OPTIONAL))
+    return LoadReport(
+        source=source,
+        layout=layout,
+        taken=tuple(sorted(values.keys() - set(resized))),
+        resized=tuple(sorted(resized)),
+        missing=tuple(missing),
+        unused=tuple(sorted(state.keys() - own.keys())),
+    )
+
+
+def load_pretrained(model: GeoMIM, weights: Union[PathLike, Dict[str, Tensor]], layout: str = 'auto') -> LoadReport:
+    """Start a pretraining model from a file or state dict.
+
+    MixMAE and encoder-only files fill a part (the report names the rest); pretraining checkpoints must fill the whole model.
+
+    Raises:
+        ValueError: an unknown layout, another architecture, an incomplete encoder or checkpoint.
+    """
+    state, layout, source = _open(weights, layout)
+    report = _fit(model, to_geomim(state, layout), source, layout)
+    partial = layout not in ('geomim', 'reference')
+    required = tuple(name for name in report.missing if not partial or _belongs_to_encoder(name, layout))
+    if required:
+        raise ValueError(f'{source} ({layout} layout) lacks {len(required)} tensors that the model needs: {some(required)}')
+    return report
+
+
+def _belongs_to_encoder(name: str, layout: str) -> bool:
+    # MixMAE trains one norm behind its last stage; the two output norms start anew.
+    return name.startswith('encoder.') and not (layout == 'mixmae' and name.startswith('encoder.norm'))
+
+
+def load_encoder(encoder: SwinEncoder, weights: Union[PathLike, Dict[str, Tensor]], layout: str = 'auto') -> LoadReport:
+    """Start a finetuning encoder from a pretraining checkpoint, an exported encoder or a MixMAE file; everything else is dropped.
+
+    Raises:
+        ValueError: an unknown layout, another architecture, or an incomplete encoder (output norms may be missing).
+    """
+    state, layout, source = _open(weights, layout)
+    renamed = to_geomim(state, layout)
+    own = {name[len('encoder.') :]: value for name, value in renamed.items() if name.startswith('encoder.')}
+    if not own:
+        raise ValueError(f'{source} ({layout} layout) holds no encoder; its names start with {some(tuple(sorted(state)), 5)}')
+    report = _fit(encoder, own, source, layout)
+    required = tuple(name for name in report.missing if not name.startswith('norm'))
+    if required:
+        raise ValueError(f'{source} ({layout} layout) lacks {len(required)} tensors of the encoder: {some(required)}')
+    return report
+
+

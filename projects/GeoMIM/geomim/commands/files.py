@@ -1,0 +1,124 @@
+"""``python -m geomim inspect`` and ``convert``: what a checkpoint holds, and the same weights in another layout."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Dict, Optional
+
+from torch import Tensor
+
+from ..checkpoint import LAYOUTS, detect_layout, from_geomim, read_checkpoint, save_atomically, tensors_of, to_geomim
+from ..depth import DepthBins
+from ..grid import BEVGrid
+from ..lift_splat import ViewTransformConfig
+from ..position_bias import resize_position_bias, window_of_table
+
+
+def add_inspect_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument('file', type=Path)
+    parser.add_argument('--names', action='store_true', help='list every tensor with its shape and type')
+
+
+def run_inspect(arguments: argparse.Namespace) -> int:
+    """Print layout, sizes and, on request, every tensor."""
+    checkpoint = read_checkpoint(arguments.file)
+    state = tensors_of(checkpoint, str(arguments.file))
+    layout = detect_layout(state)
+    values = sum(value.numel() for value in state.values())
+    print(f'{arguments.file}: {layout or "unknown"} layout, {len(state)} tensors, {values / 1e6:.2f} M values')
+    beside = sorted(str(key) for key in checkpoint if not isinstance(checkpoint[key], Tensor))
+    print(f'  top-level entries: {", ".join(beside) or "tensors only"}')
+    meta = checkpoint.get('meta')
+    if isinstance(meta, dict):
+        shown = {key: meta[key] for key in ('epoch', 'iter', 'time', 'mmengine_version') if key in meta}
+        print(f'  meta: {shown}')
+    groups: Dict[str, list] = {}
+    for name, value in state.items():
+        groups.setdefault('.'.join(name.split('.')[:2]), []).append(value)
+    for name, members in groups.items():
+        print(f'  {name:<44} {len(members):>5} tensors {sum(m.numel() for m in members) / 1e6:>10.3f} M values')
+    windows = _windows(state)
+    if windows:
+        print(f'  attention windows by stage: {windows}')
+    not_finite = [name for name, value in state.items() if value.is_floating_point() and not bool(value.isfinite().all())]
+    if not_finite:
+        print(f'  NOT FINITE: {", ".join(not_finite)}')
+    if arguments.names:
+        for name, value in state.items():
+            print(f'  {name} {tuple(value.shape)} {str(value.dtype).replace("torch.", "")}')
+    return 0 if layout else 1
+
+
+def _windows(state: Dict[str, Tensor]) -> Dict[str, int]:
+    found = {}
+    for name, value in state.items():
+        if name.endswith('relative_position_bias_table') and '.blocks.0.' in name:
+            stage = next((part for part in name.split('.') if part.isdigit()), '?')
+            found[stage] = window_of_table(value.shape[0])
+    return found
+
+
+def add_convert_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument('input', type=Path)
+    parser.add_argument('output', type=Path)
+    parser.add_argument('--from', dest='source', default='auto', choices=('auto', *LAYOUTS), help='layout of the input')
+    parser.add_argument('--to', dest='target', required=True, choices=[name for name in LAYOUTS if name != 'mixmae'])
+    parser.add_argument('--window', type=int, nargs='+', metavar='W', help='resize the position bias tables, a window a stage')
+    parser.add_argument('--force', action='store_true', help='overwrite the output')
+    view = parser.add_argument_group('view transformation', 'constants that reference checkpoints hold; the defaults are the paper\'s')
+    view.add_argument('--image-size', type=int, nargs=2, default=(256, 704), metavar=('H', 'W'))
+    view.add_argument('--x-bound', type=float, nargs=3, default=(-54.0, 54.0, 0.3), metavar=('LOWER', 'UPPER', 'STEP'))
+    view.add_argument('--y-bound', type=float, nargs=3, default=(-54.0, 54.0, 0.3), metavar=('LOWER', 'UPPER', 'STEP'))
+    view.add_argument('--z-bound', type=float, nargs=3, default=(-10.0, 10.0, 20.0), metavar=('LOWER', 'UPPER', 'STEP'))
+    view.add_argument('--depth-bound', type=float, nargs=3, default=(1.0, 60.0, 0.5), metavar=('LOWER', 'UPPER', 'STEP'))
+
+
+def _view_config(arguments: argparse.Namespace, state: Dict[str, Tensor]) -> Optional[ViewTransformConfig]:
+    if arguments.target != 'reference':
+        return None
+    head = state.get('head.weight')
+    grid = BEVGrid(tuple(arguments.x_bound), tuple(arguments.y_bound), tuple(arguments.z_bound))
+    return ViewTransformConfig(
+        image_size=tuple(arguments.image_size),
+        grid=grid,
+        depth_bins=DepthBins(*arguments.depth_bound),
+        channels=int(head.shape[1]) if head is not None else 80,
+        downsample=2 if 'view_transform.downsample.0.weight' in state else 1,
+    )
+
+
+def _resize_windows(state: Dict[str, Tensor], windows: list) -> int:
+    changed = 0
+    for name in list(state):
+        if name.startswith('encoder.stages.') and name.endswith('relative_position_bias_table'):
+            stage = int(name.split('.')[2])
+            if stage >= len(windows):
+                raise ValueError(f'--window gives {len(windows)} sizes, but {name} belongs to stage {stage}')
+            if window_of_table(state[name].shape[0]) != windows[stage]:
+                state[name] = resize_position_bias(state[name], windows[stage])
+                changed += 1
+    return changed
+
+
+def run_convert(arguments: argparse.Namespace) -> int:
+    """Write the same weights in another layout."""
+    if arguments.output.exists() and not arguments.force:
+        raise ValueError(f'{arguments.output} exists; give another name or --force')
+    checkpoint = read_checkpoint(arguments.input)
+    state = tensors_of(checkpoint, str(arguments.input))
+    layout = detect_layout(state) if arguments.source == 'auto' else arguments.source
+    if layout is None:
+        raise ValueError(f'{arguments.input} is in no known layout ({", ".join(LAYOUTS)}); its names start with {sorted(state)[:5]}')
+    ours = to_geomim(state, layout)
+    if not any(name.startswith('encoder.') for name in ours):
+        raise ValueError(f'{arguments.input} holds no encoder in {layout} layout; its names start with {sorted(state)[:5]}')
+    resized = _resize_windows(ours, arguments.window) if arguments.window else 0
+    converted = from_geomim(ours, arguments.target, _view_config(arguments, ours))
+    save_atomically({'state_dict': {name: value.contiguous() for name, value in converted.items()}}, arguments.output)
+    print(f'{arguments.input} ({layout}, {len(state)} tensors) -> {arguments.output} ({arguments.target}, {len(converted)} tensors)')
+    if resized:
+        print(f'  {resized} position bias tables resized to windows {arguments.window}')
+    if len(ours) < len(state):
+        print(f'  {len(state) - len(ours)} tensors of the input have no place in {arguments.target} or are derived constants')
+    return 0

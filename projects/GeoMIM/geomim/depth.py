@@ -1,0 +1,160 @@
+"""Depth labels from LiDAR points, depth bins, and the depth loss (paper section 3.3; METHOD 2.5 and 4).
+
+Shape legend: B samples, N cameras, H x W pixels, h x w feature cells, D depth bins, M points. Depths are metres along the optical axis.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Sequence, Tuple
+
+import torch
+from torch import Tensor
+
+from .camera import CameraRig, inverse
+from .grid import count_cells
+
+_NEAREST = 1e-5  # metres; a point nearer to the image plane is not projected
+_LOG_FLOOR = -100.0  # as binary_cross_entropy clamps its logarithms
+
+
+@dataclass(frozen=True)
+class DepthBins:
+    """Uniform depth bins: bin i covers [lower + i * step, lower + (i + 1) * step), metres.
+
+    Raises:
+        ValueError: a step that does not divide the range, or a lower bound that is not positive.
+    """
+
+    lower: float = 1.0
+    upper: float = 60.0
+    step: float = 0.5
+
+    def __post_init__(self) -> None:
+        count_cells((self.lower, self.upper, self.step), 'depth_bound')
+        if self.lower <= 0:
+            raise ValueError(f'depth_bound must start above 0 m, got {self.lower}')
+
+    @property
+    def count(self) -> int:
+        return count_cells((self.lower, self.upper, self.step), 'depth_bound')
+
+    def values(self) -> Tensor:
+        """(D,) lower edges, at which the frustum has its points."""
+        return torch.arange(self.count, dtype=torch.float) * self.step + self.lower
+
+
+def check_points(points: Tensor, source: str = 'points') -> None:
+    """Raise ``ValueError`` for a point cloud that is no (M > 0, >= 3) or holds values that are not finite.
+
+    Reads the values back: call it on the host.
+    """
+    if points.dim() != 2 or points.shape[1] < 3:
+        raise ValueError(f'{source}: a point cloud must be (M, >= 3), got shape {tuple(points.shape)}')
+    if len(points) == 0:
+        raise ValueError(f'{source}: the point cloud is empty; a LiDAR sweep with at least one point is needed')
+    bad = (~torch.isfinite(points)).any(dim=1)
+    if bool(bad.any()):
+        row = int(bad.int().argmax())
+        raise ValueError(
+            f'{source}: {int(bad.sum())} of {len(points)} points are not finite, the first in row {row}: {points[row].tolist()}'
+        )
+
+
+def _winner_per_slot(slots: Tensor, num_slots: int) -> Tensor:
+    """slots (N, M) int64 in [0, num_slots) -> (N, num_slots) index of the last point in each slot, -1 where there is none.
+
+    Deterministic on every device, unlike assignment through repeated indices.
+    """
+    order = torch.arange(slots.shape[1], device=slots.device).expand_as(slots)
+    winners = slots.new_full((slots.shape[0], num_slots), -1)
+    if hasattr(winners, 'scatter_reduce_') and torch.__version__ >= '1.13':
+        return winners.scatter_reduce_(1, slots, order, reduce='amax')
+    ranked, position = torch.sort(slots, dim=1, stable=True)  # torch < 1.13
+    last = torch.ones_like(ranked, dtype=torch.bool)
+    last[:, :-1] = ranked[:, 1:] != ranked[:, :-1]
+    padded = torch.cat([winners, winners[:, :1]], dim=1)
+    return padded.scatter_(1, torch.where(last, ranked, num_slots), position)[:, :num_slots]
+
+
+def project_points(points: Tensor, rig: CameraRig, sample: int) -> Tuple[Tensor, Tensor]:
+    """Points (M, >= 3) of ``sample``, in the augmented LiDAR frame -> pixels (N, M, 2) of the augmented images and depths (N, M).
+
+    The pixels of points behind a camera are meaningless; their depth is negative.
+    """
+    xyz = points[:, :3].to(rig.cam2lidar.dtype) - rig.bev_aug[sample, :3, 3]
+    xyz = xyz @ inverse(rig.bev_aug[sample, :3, :3]).T
+    projection = rig.lidar2img[sample]
+    projected = xyz @ projection[:, :3, :3].transpose(1, 2) + projection[:, None, :3, 3]
+    depth = projected[..., 2]
+    uv = projected[..., :2] / depth.clamp(min=_NEAREST)[..., None]
+    augmentation = rig.img_aug[sample]
+    uv = uv @ augmentation[:, :2, :2].transpose(1, 2) + augmentation[:, None, :2, 3]
+    return uv, depth
+
+
+def depth_maps(points: Sequence[Tensor], rig: CameraRig, image_size: Tuple[int, int]) -> Tensor:
+    """Sparse depth maps of LiDAR points.
+
+    Args:
+        points: B clouds (M_b, >= 3) in the augmented LiDAR frame, metres; not changed.
+        rig: calibration of the B samples.
+        image_size: (H, W) of the augmented images.
+
+    Returns:
+        (B, N, H, W) metres, 0 where no point falls; of several points in a pixel the last counts, as in the reference.
+    """
+    if len(points) != rig.batch_size:
+        raise ValueError(f'{len(points)} point clouds for {rig.batch_size} samples')
+    return torch.stack([_depth_map(cloud, rig, index, image_size) for index, cloud in enumerate(points)])
+
+
+def _depth_map(points: Tensor, rig: CameraRig, sample: int, image_size: Tuple[int, int]) -> Tensor:
+    height, width = image_size
+    uv, depth = project_points(points, rig, sample)
+    u, v = uv[..., 0], uv[..., 1]
+    visible = (u >= 0) & (u < width) & (v >= 0) & (v < height) & (depth > _NEAREST)
+    # One spare slot takes what is not visible, so that no shape depends on the data.
+    slots = torch.where(visible, v.nan_to_num().clamp(0, height - 1).long() * width + u.nan_to_num().clamp(0, width - 1).long(), height * width)
+    winner = _winner_per_slot(slots, height * width + 1)[:, :-1]
+    values = depth.gather(1, winner.clamp(min=0))
+    return torch.where(winner >= 0, values, torch.zeros_like(values)).view(-1, height, width)
+
+
+def depth_labels(maps: Tensor, bins: DepthBins, stride: int) -> Tensor:
+    """Depth bin of each feature cell.
+
+    Args:
+        maps: (..., H, W) metres, 0 = none; H and W multiples of ``stride``.
+
+    Returns:
+        (..., H / stride, W / stride) int64: the bin of the smallest depth in the cell, or -1 (no point, or out of range).
+    """
+    height, width = maps.shape[-2:]
+    if height % stride or width % stride:
+        raise ValueError(f'a depth map of {height} x {width} pixels cannot be cut into {stride}-pixel cells')
+    blocks = maps.reshape(*maps.shape[:-2], height // stride, stride, width // stride, stride)
+    blocks = torch.where(blocks == 0, torch.full_like(blocks, float('inf')), blocks)
+    nearest = blocks.amin(dim=(-3, -1))
+    position = (nearest - (bins.lower - bins.step)) / bins.step
+    labelled = (position >= 1) & (position < bins.count + 1)
+    return torch.where(labelled, position, torch.zeros_like(position)).long() - 1
+
+
+def depth_loss(probabilities: Tensor, labels: Tensor) -> Tensor:
+    """Binary cross entropy of depth distributions against one-hot labels.
+
+    Args:
+        probabilities: (M, D, h, w), each cell's distribution over the bins; float32.
+        labels: (M, h, w) int64 from :func:`depth_labels`.
+
+    Returns:
+        Scalar: sum over bins and labelled cells / max(1, number of labelled cells).
+    """
+    labelled = labels >= 0
+    at_label = probabilities.gather(1, labels.clamp(min=0)[:, None])[:, 0]
+    log_miss = torch.log1p(-probabilities).clamp(min=_LOG_FLOOR)
+    log_miss_at_label = torch.log1p(-at_label).clamp(min=_LOG_FLOOR)
+    cell = log_miss.sum(dim=1) - log_miss_at_label + torch.log(at_label).clamp(min=_LOG_FLOOR)
+    total = torch.where(labelled, -cell, torch.zeros_like(cell)).sum()
+    return total / labelled.sum().clamp(min=1)

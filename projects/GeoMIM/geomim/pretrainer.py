@@ -1,0 +1,168 @@
+"""GeoMIM: mask, encode, decode, project, compare (paper figure 2).
+
+Shape legend: B samples, N cameras, K copies, H x W pixels, h x w cells at stride 16, D depth bins, C channels, X x Y BEV cells.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import List, Optional, Tuple
+
+import torch
+from torch import Tensor, nn
+
+from .camera import CameraRig
+from .decoder import Decoder, DecoderConfig, StageFusion
+from .depth import depth_labels, depth_loss
+from .lift_splat import ViewTransform, ViewTransformConfig
+from .masking import MASK_CELL, check_masks, complementary_masks, mask_grid_size
+from .swin import SwinConfig, SwinEncoder
+from .target import TargetConfig, normalise_patches, reconstruction_loss
+
+
+@dataclass(frozen=True)
+class GeoMIMConfig:
+    """Everything that decides a pretraining model's parameters and arithmetic; the defaults are the paper's Swin-B.
+
+    Args:
+        encoder, decoder, view_transform, target: sizes of the parts.
+        copies: K; each copy keeps 1 / K of the mask cells.
+        depth_loss_weight: factor of the depth loss.
+        activation_checkpointing: recompute transformer blocks in the backward (less memory, more time).
+    """
+
+    encoder: SwinConfig = field(default_factory=SwinConfig)
+    decoder: DecoderConfig = field(default_factory=DecoderConfig)
+    view_transform: ViewTransformConfig = field(default_factory=ViewTransformConfig)
+    target: TargetConfig = field(default_factory=TargetConfig)
+    copies: int = 2
+    depth_loss_weight: float = 0.01
+    activation_checkpointing: bool = False
+
+    def __post_init__(self) -> None:
+        stages = len(self.encoder.depths)
+        if self.encoder.out_indices[-2:] != (stages - 2, stages - 1):
+            raise ValueError(
+                f'pretraining fuses the last two stages: out_indices must end with {(stages - 2, stages - 1)}, '
+                f'got {self.encoder.out_indices}'
+            )
+        mask_grid_size(self.view_transform.image_size, MASK_CELL, self.copies)
+
+
+@dataclass(frozen=True)
+class PretrainOutput:
+    """What one pass computes.
+
+    Args:
+        reconstruction_loss, depth_loss: scalars; the latter weighted, 0 without labelled cells.
+        predictions: K maps (B, C, X, Y) in the grid's axis order.
+        target: (B, C, X, Y), patch-normalised.
+        bev: K maps (B, channels, X, Y), what the prediction head reads.
+        depth: K maps (B * N, D, h, w), probabilities.
+        masks: (K, h', w'), 1 = hidden.
+        depth_losses: K scalars, weighted.
+    """
+
+    reconstruction_loss: Tensor
+    depth_loss: Tensor
+    predictions: Tuple[Tensor, ...]
+    target: Tensor
+    bev: Tuple[Tensor, ...]
+    depth: Tuple[Tensor, ...]
+    masks: Tensor
+    depth_losses: Tuple[Tensor, ...]
+
+
+class GeoMIM(nn.Module):
+    """The student: reconstructs the teacher's BEV map from masked surround-view images."""
+
+    def __init__(self, config: Optional[GeoMIMConfig] = None) -> None:
+        super().__init__()
+        self.config = config = config or GeoMIMConfig()
+        recompute = config.activation_checkpointing
+        self.encoder = SwinEncoder(config.encoder, recompute)
+        self.fusion = StageFusion(config.encoder, config.decoder)
+        self.decoder = Decoder(config.decoder, recompute)
+        self.view_transform = ViewTransform(config.decoder.dim, config.view_transform)
+        self.head = nn.Conv2d(config.view_transform.channels, config.target.channels, 1)
+
+    def draw_masks(self, device: torch.device, generator: Optional[torch.Generator] = None) -> Tensor:
+        """(K, h', w') complementary masks, shared by all images of a batch."""
+        return complementary_masks(
+            self.config.view_transform.image_size, self.config.copies, device=device, generator=generator
+        )
+
+    def encode(self, images: Tensor, masks: Tensor) -> Tensor:
+        """images (B * N, 3, H, W) -> fused tokens (B * N, h, w, C)."""
+        fine, coarse = self.encoder(images, masks)[-2:]
+        return self.fusion(fine.permute(0, 2, 3, 1), coarse.permute(0, 2, 3, 1), masks)
+
+    def decode(self, tokens: Tensor, rig: CameraRig, masks: Tensor) -> Tuple[Tensor, Tensor]:
+        """-> semantic and geometry maps (K * B * N, C, h, w), copy-major."""
+        return self.decoder(tokens, rig, masks)
+
+    def project(self, semantic: Tensor, geometry: Tensor, rig: CameraRig) -> Tuple[List[Tensor], List[Tensor]]:
+        """-> K BEV maps (B, C, X, Y) and K depth distributions (B * N, D, h, w).
+
+        Copy by copy, for the batch statistics of the reference's normalisation are those of one copy.
+        """
+        plan = self.view_transform.plan(rig)
+        images = rig.batch_size * rig.num_cams
+        copies = [self.view_transform(s, g, plan) for s, g in zip(semantic.split(images), geometry.split(images))]
+        return [copy.bev for copy in copies], [copy.depth for copy in copies]
+
+    def forward(
+        self,
+        images: Tensor,
+        rig: CameraRig,
+        target_bev: Tensor,
+        depth_map: Tensor,
+        masks: Optional[Tensor] = None,
+    ) -> PretrainOutput:
+        """One pretraining pass.
+
+        Args:
+            images: (B, N, 3, H, W), normalised.
+            rig: calibration of the N cameras.
+            target_bev: (B, C, X, Y), the teacher's map in the grid's axis order.
+            depth_map: (B, N, H, W) metres, 0 = none.
+            masks: (K, h', w'), 1 = hidden; drawn if None.
+
+        Raises:
+            ValueError: shapes that do not fit the configuration or each other.
+        """
+        self._check(images, rig, depth_map)
+        if masks is None:
+            masks = self.draw_masks(images.device)
+        check_masks(masks)
+        target = normalise_patches(target_bev.float(), self.config.target.patch_size, self.config.target.eps)
+        tokens = self.encode(images.flatten(0, 1), masks)
+        semantic, geometry = self.decode(tokens, rig, masks)
+        bev, depth = self.project(semantic, geometry, rig)
+        predictions = [self.head(features) for features in bev]
+        labels = depth_labels(depth_map, self.config.view_transform.depth_bins, self.config.view_transform.stride)
+        weight = self.config.depth_loss_weight
+        depth_losses = [depth_loss(copy, labels.flatten(0, 1)) * weight for copy in depth]
+        return PretrainOutput(
+            reconstruction_loss=reconstruction_loss(predictions, target),
+            depth_loss=torch.stack(depth_losses).mean(),
+            predictions=tuple(predictions),
+            target=target,
+            bev=tuple(bev),
+            depth=tuple(depth),
+            masks=masks,
+            depth_losses=tuple(depth_losses),
+        )
+
+    def _check(self, images: Tensor, rig: CameraRig, depth_map: Tensor) -> None:
+        size = self.config.view_transform.image_size
+        expected = (rig.batch_size, rig.num_cams, 3, *size)
+        if tuple(images.shape) != expected:
+            raise ValueError(
+                f'images have shape {tuple(images.shape)}, expected {expected}: {rig.batch_size} samples and {rig.num_cams} '
+                f'cameras of the rig, and the configured image size'
+            )
+        if tuple(depth_map.shape) != (rig.batch_size, rig.num_cams, *size):
+            raise ValueError(
+                f'depth maps have shape {tuple(depth_map.shape)}, expected {(rig.batch_size, rig.num_cams, *size)}'
+            )

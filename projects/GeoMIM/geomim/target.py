@@ -1,0 +1,59 @@
+"""The reconstruction target: the teacher's BEV map, normalised patch by patch, and the loss against it (paper section 3.4; METHOD 4).
+
+Shape legend: B samples, K copies, C channels, X x Y BEV cells (or Y x X: patches are square), p cells along a patch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Sequence
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class TargetConfig:
+    """The teacher's channels, patch side in cells, and the epsilon of the normalisation."""
+
+    channels: int = 256
+    patch_size: int = 18
+    eps: float = 1e-6
+
+
+def normalise_patches(bev: Tensor, patch_size: int = 18, eps: float = 1e-6) -> Tensor:
+    """(t - mean) / sqrt(var + eps) over all cells and channels of each patch, unbiased variance.
+
+    Args:
+        bev: (B, C, X, Y).
+        patch_size: p; must divide X and Y.
+
+    Raises:
+        ValueError: a map that cannot be cut into whole patches.
+    """
+    if bev.dim() != 4:
+        raise ValueError(f'a BEV target must be (B, C, X, Y), got shape {tuple(bev.shape)}')
+    batch, channels, rows, cols = bev.shape
+    if rows % patch_size or cols % patch_size:
+        fitting = [side for side in range(1, min(rows, cols) + 1) if rows % side == 0 and cols % side == 0]
+        raise ValueError(
+            f'a BEV target of {rows} x {cols} cells cannot be cut into {patch_size}-cell patches; sides that fit: {fitting}'
+        )
+    patches = bev.view(batch, channels, rows // patch_size, patch_size, cols // patch_size, patch_size)
+    var, mean = torch.var_mean(patches, dim=(1, 3, 5), keepdim=True)
+    return ((patches - mean) / (var + eps).sqrt()).view_as(bev)
+
+
+def reconstruction_loss(predictions: Sequence[Tensor], target: Tensor) -> Tensor:
+    """Mean squared error against the target (B, C, X, Y), averaged over the K copies' predictions.
+
+    Raises:
+        ValueError: a prediction of another shape.
+    """
+    for prediction in predictions:
+        if prediction.shape != target.shape:
+            raise ValueError(
+                f"the student's BEV map {tuple(prediction.shape)} and the target {tuple(target.shape)} differ in shape"
+            )
+    losses = [(prediction.float() - target).square().mean() for prediction in predictions]
+    return torch.stack(losses).mean()
