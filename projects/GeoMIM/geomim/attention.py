@@ -5,15 +5,17 @@ Shape legend: B sequences, L tokens, C channels, h heads, d channels of a head.
 
 from __future__ import annotations
 
-from typing import Any, Callable, Optional
+from typing import Any, Callable, Optional, Tuple
 
 import torch
 import torch.nn.functional as F
+import torch.utils.checkpoint
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 LAYER_NORM_EPS = 1e-5  # the reference's; timm's newer blocks use 1e-6, which shows in the third decimal
 _FUSED = getattr(F, 'scaled_dot_product_attention', None)
+_STOPS_EARLY = hasattr(torch.utils.checkpoint, 'set_checkpoint_early_stop')
 
 
 def plain_attention(query: Tensor, key: Tensor, value: Tensor, bias: Optional[Tensor] = None) -> Tensor:
@@ -24,10 +26,39 @@ def plain_attention(query: Tensor, key: Tensor, value: Tensor, bias: Optional[Te
     return scores.softmax(dim=-1) @ value
 
 
+class _BiasedAttentionOnCPU(torch.autograd.Function):
+    """The fused function, with a bias that learns, on a CPU.
+
+    There the fused kernel has no gradient for its bias and torch falls back to keeping every score of the forward. Here the forward is
+    the fused kernel and the backward computes the scores anew. (On a GPU the fused kernels know the gradient.)
+    """
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> Tensor:
+        attended = _FUSED(query, key, value, attn_mask=bias)  # type: ignore[misc]
+        ctx.save_for_backward(query, key, value, bias, attended)
+        return attended
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tuple[Tensor, Tensor, Tensor, Tensor]:  # type: ignore[override]
+        query, key, value, bias, attended = ctx.saved_tensors
+        scale = query.shape[-1] ** -0.5
+        weights = (query * scale @ key.transpose(-2, -1)).add_(bias).softmax(dim=-1)
+        grad_value = weights.transpose(-2, -1) @ grad
+        shared = (grad * attended).sum(dim=-1, keepdim=True)
+        grad_scores = (grad @ value.transpose(-2, -1)).sub_(shared).mul_(weights)
+        del weights
+        grad_query = (grad_scores @ key).mul_(scale)
+        grad_key = (grad_scores.transpose(-2, -1) @ query).mul_(scale)
+        return grad_query, grad_key, grad_value, grad_scores.sum_to_size(bias.shape)
+
+
 def attention(query: Tensor, key: Tensor, value: Tensor, bias: Optional[Tensor] = None) -> Tensor:
-    """Fused attention of (..., L, d) tensors with an additive ``bias`` that broadcasts to (..., L, L)."""
+    """Fused attention of (B, h, L, d) tensors with an additive ``bias`` that broadcasts to (B, h, L, L)."""
     if _FUSED is None:
         return plain_attention(query, key, value, bias)
+    if bias is not None and bias.requires_grad and query.device.type == 'cpu' and torch.is_grad_enabled():
+        return _BiasedAttentionOnCPU.apply(query, key, value, bias)
     return _FUSED(query, key, value, attn_mask=bias)
 
 
@@ -38,6 +69,17 @@ def run_checkpointed(enabled: bool, function: Callable[..., Tensor], *args: Any)
     if _FUSED is None:  # torch < 2.0 knows the re-entrant kind only in full
         return checkpoint(function, *args)
     return checkpoint(function, *args, use_reentrant=False)
+
+
+def without_keeping(first: nn.Module, then: nn.Module, x: Tensor) -> Tensor:
+    """``then(first(x))``, where the result of a cheap ``first`` (norm, activation) is not kept for the backward but computed again.
+
+    Only on a CPU, where writing large tensors to fresh memory costs more than computing them; ``then`` is not run twice, for torch's
+    checkpointing stops as soon as it has what the backward needs (torch >= 2.1).
+    """
+    if _STOPS_EARLY and x.device.type == 'cpu' and torch.is_grad_enabled():
+        return checkpoint(lambda value: then(first(value)), x, use_reentrant=False, preserve_rng_state=False)
+    return then(first(x))
 
 
 class DropPath(nn.Module):
@@ -58,7 +100,7 @@ class DropPath(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """Multi-head self-attention over (B, L, C) with a joint projection to query, key and value."""
+    """Multi-head self-attention over (B, L, C), normalised by the given norm, with a joint projection to query, key and value."""
 
     def __init__(self, dim: int, num_heads: int) -> None:
         super().__init__()
@@ -68,9 +110,9 @@ class SelfAttention(nn.Module):
         self.qkv = nn.Linear(dim, dim * 3)
         self.proj = nn.Linear(dim, dim)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, norm: nn.Module) -> Tensor:
         batch, length, dim = x.shape
-        qkv = self.qkv(x).view(batch, length, 3, self.num_heads, dim // self.num_heads)
+        qkv = without_keeping(norm, self.qkv, x).view(batch, length, 3, self.num_heads, dim // self.num_heads)
         query, key, value = qkv.permute(2, 0, 3, 1, 4)
         return self.proj(attention(query, key, value).transpose(1, 2).reshape(batch, length, dim))
 
@@ -85,7 +127,7 @@ class Mlp(nn.Module):
         self.fc2 = nn.Linear(hidden_features, out_features or in_features)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(self.act(self.fc1(x)))
+        return without_keeping(self.act, self.fc2, self.fc1(x))
 
 
 class Block(nn.Module):
@@ -99,5 +141,6 @@ class Block(nn.Module):
         self.mlp = Mlp(dim, int(dim * mlp_ratio))
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x + self.attn(self.norm1(x))
-        return x + self.mlp(self.norm2(x))
+        x = x + self.attn(x, self.norm1)
+        hidden = without_keeping(self.norm2, self.mlp.fc1, x)
+        return x + without_keeping(self.mlp.act, self.mlp.fc2, hidden)

@@ -153,7 +153,9 @@ class CameraRig:
             value = getattr(self, name)
             bad = (~torch.isfinite(value)).nonzero()
             if len(bad):
-                raise ValueError(f'{source}: {name}{self._locate(bad[0].tolist())} is {value[tuple(bad[0])].item()}')
+                where = bad[0].tolist()
+                place = self._locate(where) if name != 'bev_aug' else str(where)
+                raise ValueError(f'{source}: {name}{place} is {value[tuple(where)].item()}')
         focal = self.intrinsics[..., [0, 1], [0, 1]]
         bad = (focal <= 0).nonzero()
         if len(bad):

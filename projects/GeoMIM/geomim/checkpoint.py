@@ -79,7 +79,8 @@ def _fit(model: nn.Module, state: Dict[str, Tensor], source: str, layout: str) -
     wrong: List[str] = []
     for name in own.keys() & state.keys():
         value = state[name]
-        if shapes_differ(value, own[name]) and name.endswith('relative_position_bias_table') and value.shape[1] == own[name].shape[1]:
+        is_table = name.endswith('relative_position_bias_table') and value.dim() == 2 and value.shape[1] == own[name].shape[1]
+        if is_table and shapes_differ(value, own[name]):
             value = resize_position_bias(value, window_of_table(own[name].shape[0]))
             resized.append(name)
         if shapes_differ(value, own[name]):

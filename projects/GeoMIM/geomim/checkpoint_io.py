@@ -58,7 +58,7 @@ class _RestrictedUnpickler(pickle.Unpickler):
         allowed: Dict[str, Any] = {
             'collections.OrderedDict': OrderedDict,
             'torch._utils._rebuild_tensor_v2': torch._utils._rebuild_tensor_v2,
-            'torch._utils._rebuild_parameter': torch._utils._rebuild_parameter,  # type: ignore[attr-defined]
+            'torch._utils._rebuild_parameter': torch._utils._rebuild_parameter,
             'torch.Size': torch.Size,
             'torch.device': torch.device,
             'builtins.set': set,
@@ -73,12 +73,17 @@ class _RestrictedUnpickler(pickle.Unpickler):
         raise pickle.UnpicklingError(f'it refers to {full}, which is no tensor or plain container')
 
 
+def _restricted_load(file: Any, **options: Any) -> Any:
+    # torch reads the head of a file in its old format with this function, before it knows whether it is a checkpoint at all.
+    return _RestrictedUnpickler(file, **options).load()
+
+
 def _torch_load(path: PathLike) -> Any:
     if hasattr(torch.serialization, 'get_unsafe_globals_in_checkpoint'):
         stand_ins = [(stand_in, name) for name, stand_in in _BOOKKEEPING.items()]
         with torch.serialization.safe_globals(stand_ins):  # type: ignore[arg-type]
             return torch.load(path, map_location='cpu', weights_only=True)
-    reader = SimpleNamespace(Unpickler=_RestrictedUnpickler, load=pickle.load, __name__='restricted_pickle')
+    reader = SimpleNamespace(Unpickler=_RestrictedUnpickler, load=_restricted_load, __name__='restricted_pickle')
     return torch.load(path, map_location='cpu', pickle_module=reader)
 
 

@@ -141,6 +141,20 @@ def depth_labels(maps: Tensor, bins: DepthBins, stride: int) -> Tensor:
     return torch.where(labelled, position, torch.zeros_like(position)).long() - 1
 
 
+def _log_hit(probabilities: Tensor) -> Tensor:
+    """log p, at least the floor. Its gradient is 0 where 1 / p overflows: a saturated softmax gives exact zeros."""
+    safe = probabilities >= torch.finfo(probabilities.dtype).tiny
+    floored = probabilities.detach().log().clamp(min=_LOG_FLOOR)
+    return torch.where(safe, torch.where(safe, probabilities, torch.ones_like(floored)).log(), floored)
+
+
+def _log_miss(probabilities: Tensor) -> Tensor:
+    """log(1 - p), at least the floor. Its gradient is 0 where p is exactly 1, as it is in a saturated softmax."""
+    safe = probabilities < 1
+    floor = torch.full_like(probabilities, _LOG_FLOOR)
+    return torch.where(safe, torch.log1p(-torch.where(safe, probabilities, torch.zeros_like(floor))), floor)
+
+
 def depth_loss(probabilities: Tensor, labels: Tensor) -> Tensor:
     """Binary cross entropy of depth distributions against one-hot labels.
 
@@ -153,8 +167,6 @@ def depth_loss(probabilities: Tensor, labels: Tensor) -> Tensor:
     """
     labelled = labels >= 0
     at_label = probabilities.gather(1, labels.clamp(min=0)[:, None])[:, 0]
-    log_miss = torch.log1p(-probabilities).clamp(min=_LOG_FLOOR)
-    log_miss_at_label = torch.log1p(-at_label).clamp(min=_LOG_FLOOR)
-    cell = log_miss.sum(dim=1) - log_miss_at_label + torch.log(at_label).clamp(min=_LOG_FLOOR)
+    cell = _log_miss(probabilities).sum(dim=1) - _log_miss(at_label) + _log_hit(at_label)
     total = torch.where(labelled, -cell, torch.zeros_like(cell)).sum()
     return total / labelled.sum().clamp(min=1)

@@ -7,6 +7,7 @@ the order is part of the record.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Tuple
 
@@ -19,8 +20,8 @@ def count_cells(bound: Tuple[float, float, float], name: str = 'bound') -> int:
     if len(bound) != 3:
         raise ValueError(f'{name} must be (lower, upper, step) in metres, got {tuple(bound)}')
     lower, upper, step = (float(value) for value in bound)
-    if step <= 0 or upper <= lower:
-        raise ValueError(f'{name} needs upper > lower and step > 0, got {(lower, upper, step)}')
+    if not (step > 0 and upper > lower and math.isfinite(upper - lower)):
+        raise ValueError(f'{name} needs finite upper > lower and step > 0, got {(lower, upper, step)}')
     cells = (upper - lower) / step
     if abs(cells - round(cells)) > _CELL_TOLERANCE * max(1.0, cells):
         raise ValueError(
@@ -54,7 +55,7 @@ class BEVGrid:
             raise ValueError(f"axis_order must be 'xy' (B, C, X, Y) or 'yx' (B, C, Y, X), got {self.axis_order!r}")
         for name in ('x_bound', 'y_bound', 'z_bound'):
             bound = tuple(float(value) for value in getattr(self, name))
-            count_cells(bound, name)
+            count_cells(bound, name)  # type: ignore[arg-type]
             object.__setattr__(self, name, bound)
 
     @property

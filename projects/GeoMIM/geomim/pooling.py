@@ -9,6 +9,7 @@ Shape legend: M feature cells of a batch, D depth bins, P = M * D points, C chan
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, Tuple
 
 import torch
 import torch.nn.functional as F
@@ -22,27 +23,52 @@ class PoolPlan:
     """Points sorted by BEV cell. Depends on geometry alone: K copies share it, and a fixed rig may keep it.
 
     Args:
+        cells: (M, D) int64, the BEV cell of each point, negative off the grid.
         point: (P,) int64, the points in the order of their cells.
         offset: first position in ``point`` of each bag; the first ``num_cells`` bags are the BEV cells.
         num_cells: V.
-        num_bins: D.
     """
 
+    cells: Tensor
     point: Tensor
     offset: Tensor
     num_cells: int
-    num_bins: int
 
     @classmethod
     def build(cls, cells: Tensor, num_cells: int) -> PoolPlan:
-        """Plan for ``cells`` (M, D) int64: the BEV cell of each point, or a negative number off the grid."""
-        num_bins = cells.shape[1]
+        """Plan for ``cells`` (M, D) int64 in [0, num_cells), or negative off the grid."""
         flat = cells.reshape(-1)
         spare = flat.numel() // _SPARE_BAG + 1
         off_grid = num_cells + torch.arange(flat.numel(), device=flat.device) % spare
         ranked, point = torch.sort(torch.where(flat >= 0, flat, off_grid))
         bags = torch.arange(num_cells + spare, device=flat.device)
-        return cls(point, torch.searchsorted(ranked, bags), num_cells, num_bins)
+        return cls(cells, point, torch.searchsorted(ranked, bags), num_cells)
+
+
+class _BagPool(torch.autograd.Function):
+    """Forward: each BEV cell is a bag of context rows. Backward: each context row is a bag of D rows of the gradient map."""
+
+    @staticmethod
+    def forward(ctx: Any, depth: Tensor, context: Tensor, plan: PoolPlan) -> Tensor:
+        ctx.save_for_backward(depth, context)
+        ctx.plan = plan
+        rows = torch.div(plan.point, depth.shape[1], rounding_mode='floor')
+        weights = depth.reshape(-1)[plan.point]
+        pooled = F.embedding_bag(rows, context, plan.offset, mode='sum', per_sample_weights=weights)
+        return pooled[: plan.num_cells]
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tuple[Tensor, Tensor, None]:
+        depth, context = ctx.saved_tensors
+        cells = ctx.plan.cells
+        on_grid = cells >= 0
+        with torch.enable_grad():
+            weights = torch.where(on_grid, depth.detach(), torch.zeros_like(depth)).requires_grad_()
+            # torch 1.10 fails an internal assertion when only the weights want a gradient; that of the rows is never computed.
+            rows = grad.detach().contiguous().requires_grad_()
+            grad_context = F.embedding_bag(cells.clamp(min=0), rows, mode='sum', per_sample_weights=weights)
+            (grad_weights,) = torch.autograd.grad(grad_context, weights, context)
+        return torch.where(on_grid, grad_weights, torch.zeros_like(depth)), grad_context.detach(), None
 
 
 def bev_pool(depth: Tensor, context: Tensor, plan: PoolPlan) -> Tensor:
@@ -54,12 +80,9 @@ def bev_pool(depth: Tensor, context: Tensor, plan: PoolPlan) -> Tensor:
         plan: where the points fall.
 
     Returns:
-        (V, C): sum over the points of a cell of depth * context. Differentiable in both.
+        (V, C): sum over the points of a cell of depth * context. Differentiable (once) in both.
     """
-    weights = depth.reshape(-1)[plan.point]
-    rows = torch.div(plan.point, plan.num_bins, rounding_mode='floor')
-    pooled = F.embedding_bag(rows, context, plan.offset, mode='sum', per_sample_weights=weights)
-    return pooled[: plan.num_cells]
+    return _BagPool.apply(depth, context, plan)
 
 
 def bev_pool_plain(depth: Tensor, context: Tensor, cells: Tensor, num_cells: int) -> Tensor:

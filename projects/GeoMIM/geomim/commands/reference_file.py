@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Dict, List, Mapping, Optional
@@ -30,7 +31,7 @@ class ReferenceFile:
         try:
             with np.load(self.path, allow_pickle=False) as archive:
                 self._arrays = {name: archive[name] for name in archive.files}
-        except (ValueError, OSError, EOFError, zipfile.BadZipFile, KeyError) as error:
+        except (ValueError, OSError, EOFError, KeyError, AttributeError, TypeError, zipfile.BadZipFile, zlib.error) as error:
             raise ValueError(f'{self.path} is no readable .npz archive: {error}') from error
         if 'meta/config' not in self._arrays:
             raise ValueError(f'{self.path} has no meta/config; it holds {sorted(self._arrays)[:5]}')

@@ -201,7 +201,10 @@ def verify_file(path: Path) -> List[Row]:
     kind = file.config.get('kind')
     if kind not in VERIFIERS:
         raise ValueError(f'{path}: reference files of kind {kind!r} are not supported; known are {", ".join(VERIFIERS)}')
-    return VERIFIERS[kind](file)
+    try:
+        return VERIFIERS[kind](file)
+    except KeyError as error:
+        raise ValueError(f'{path}: a reference file of kind {kind!r} needs the entry {error}') from error
 
 
 def print_rows(rows: Sequence[Row], failures_only: bool) -> None:

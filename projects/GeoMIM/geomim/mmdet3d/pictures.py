@@ -1,13 +1,11 @@
 """What a pretraining step saw and made of it, as one picture: pure functions from tensors to RGB arrays.
 
-Shape legend: B samples, N cameras, K copies, H x W pixels, h x w cells at the feature stride, D depth bins, C channels, X x Y BEV cells;
-R x S rows and columns of a picture. Pictures are (R, S, 3) uint8 RGB; depths are metres.
+Shape legend: B samples, N cameras, K copies, H x W pixels, h x w cells at the feature stride, D depth bins, C channels,
+X x Y BEV cells; R x S rows and columns of a picture. Pictures are (R, S, 3) uint8 RGB; depths are metres.
 """
 
 from __future__ import annotations
 
-import os
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import List, Optional, Sequence, Tuple, Union
@@ -18,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ..camera import CameraRig
+from ..checkpoint_io import atomic_path
 from ..depth import DepthBins, depth_labels
 from ..grid import AXIS_ORDERS, BEVGrid
 from ..masking import resize_masks
@@ -55,7 +54,7 @@ class PanelConfig:
 
 @dataclass(frozen=True)
 class ColourBasis:
-    """Three directions of channel space and the range that each colour covers: centre (C,), axes (C, 3), low and high (3,); float64."""
+    """Three directions of channel space and the range of each colour: centre (C,), axes (C, 3), low and high (3,)."""
 
     centre: Tensor
     axes: Tensor
@@ -89,14 +88,14 @@ def expected_depth(probabilities: Tensor, bins: DepthBins) -> np.ndarray:
 
 
 def label_depth(depth_map: Tensor, bins: DepthBins, stride: int) -> np.ndarray:
-    """Depth maps (N, H, W) metres, 0 = none -> (N, h, w) metres: the middle of each cell's label bin, NaN without a label."""
+    """Depth maps (N, H, W) metres, 0 = none -> (N, h, w) metres: the middle of each label's bin, NaN without one."""
     labels = depth_labels(depth_map.detach().float().cpu(), bins, stride)
     depth = bin_centres(bins)[labels.clamp(min=0)]
     return torch.where(labels >= 0, depth, torch.full_like(depth, float('nan'))).numpy()
 
 
 def colour_depth(depth: np.ndarray, bins: DepthBins) -> np.ndarray:
-    """Depths (R, S) metres -> (R, S, 3), turbo from blue (nearest bin) to red (farthest); dark grey where not finite."""
+    """Depths (R, S) metres -> (R, S, 3), turbo from blue (nearest) to red (farthest); dark grey where not finite."""
     unit = (depth - bins.lower) / (bins.upper - bins.lower)
     return _colour(unit, cv2.COLORMAP_TURBO, NO_DEPTH_GREY)
 
@@ -114,10 +113,10 @@ def bev_to_view(bev: np.ndarray, axis_order: str) -> np.ndarray:
 
 
 def colour_basis(target: Tensor) -> ColourBasis:
-    """First three principal components of the cells of ``target`` (C, X, Y), and the range of most of its cells on each.
+    """First three principal components of the cells of ``target`` (C, X, Y), and the range of most cells on each.
 
-    The same target always gives the same basis: eigenvectors of the covariance in float64, their largest entry made positive. With
-    fewer than three channels the missing components are 0.
+    The same target always gives the same basis: eigenvectors of the covariance in float64, their largest entry made
+    positive. With fewer than three channels the missing components are 0.
     """
     cells = _cells(target)
     centre = cells.mean(dim=0)
@@ -147,8 +146,8 @@ def colour_error(predictions: Sequence[Tensor], target: Tensor) -> Tuple[np.ndar
     """Squared error of K maps against ``target`` (C, X, Y), averaged over copies and channels.
 
     Returns:
-        (X, Y, 3) picture and the error that its brightest colour stands for: a high quantile of the target's own square, so that
-        pictures of one target compare over time.
+        (X, Y, 3) picture and the error that its brightest colour stands for: a high quantile of the target's square, so
+        that pictures of one target compare over time.
     """
     truth = target.detach().float().cpu()
     errors = [(prediction.detach().float().cpu() - truth).square().mean(dim=0) for prediction in predictions]
@@ -189,17 +188,9 @@ def save_png(path: Union[str, Path], panel: np.ndarray) -> None:
     """
     if panel.dtype != np.uint8 or panel.ndim != 3 or panel.shape[2] != 3:
         raise ValueError(f'a picture must be (R, S, 3) uint8 RGB, got {panel.dtype} of shape {panel.shape} for {path}')
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
     data = cv2.imencode('.png', panel[..., ::-1])[1].tobytes()
-    handle, partial = tempfile.mkstemp(dir=target.parent, prefix=f'.{target.name}.')
-    try:
-        with os.fdopen(handle, 'wb') as file:
-            file.write(data)
-        os.replace(partial, target)
-    except BaseException:
-        os.unlink(partial)
-        raise
+    with atomic_path(path) as partial:
+        Path(partial).write_bytes(data)
 
 
 def _camera_strips(
@@ -239,7 +230,8 @@ def _bev_strip(output: PretrainOutput, config: PanelConfig, sample: int) -> np.n
     error, brightest = colour_error(predictions, target)
     tiles = [colour_components(bev, basis) for bev in (target, *predictions)] + [error]
     losses = [float((p.detach().float() - target.detach().float()).square().mean()) for p in predictions]
-    captions = ['target', *(f'copy {k}: error {loss:.3f}' for k, loss in enumerate(losses)), f'error, 0 to {brightest:.3g}']
+    captions = ['target', *(f'copy {k}, error {loss:.3f}' for k, loss in enumerate(losses))]
+    captions.append(f'squared error, 0 to {brightest:.3g}')
     width = min(_MAX_BEV_TILE, (config.width - (len(tiles) - 1) * _GAP) // len(tiles))
     extent_x, extent_y = (bound[1] - bound[0] for bound in (grid.x_bound, grid.y_bound))
     size = (max(1, round(width * extent_x / extent_y)), width)
@@ -262,7 +254,12 @@ def _colour(unit: np.ndarray, colour_map: int, not_finite: int) -> np.ndarray:
 
 
 def _strip(
-    title: str, tiles: Sequence[np.ndarray], captions: Sequence[str], tile_size: Tuple[int, int], columns: int, width: int
+    title: str,
+    tiles: Sequence[np.ndarray],
+    captions: Sequence[str],
+    tile_size: Tuple[int, int],
+    columns: int,
+    width: int,
 ) -> np.ndarray:
     """Tiles in rows of ``columns``, under a title, on a black ground of ``width`` pixels."""
     rows, (tile_rows, tile_cols) = -(-len(tiles) // columns), tile_size

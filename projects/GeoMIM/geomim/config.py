@@ -1,0 +1,72 @@
+"""Configuration records from plain nested dictionaries, as configuration files hold them."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import Any, Dict, Mapping, Tuple, Type, TypeVar
+
+from .decoder import DecoderConfig
+from .depth import DepthBins
+from .grid import BEVGrid
+from .lift_splat import ViewTransformConfig
+from .pretrainer import GeoMIMConfig
+from .swin import SwinConfig
+from .target import TargetConfig
+
+Record = TypeVar('Record')
+SWIN_SIZES = {'tiny': SwinConfig.tiny, 'base': SwinConfig.base, 'large': SwinConfig.large}
+
+
+def _record(kind: Type[Record], entries: Mapping[str, Any], where: str) -> Record:
+    known = [field.name for field in fields(kind)]  # type: ignore[arg-type]
+    unknown = sorted(set(entries) - set(known))
+    if unknown:
+        raise ValueError(f'{where}: unknown entries {", ".join(unknown)}; known are {", ".join(known)}')
+    return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in entries.items()})
+
+
+def _bound(value: Any, where: str) -> Tuple[float, float, float]:
+    if not isinstance(value, (list, tuple)) or len(value) != 3:
+        raise ValueError(f'{where} must be (lower, upper, step) in metres, got {value!r}')
+    return float(value[0]), float(value[1]), float(value[2])
+
+
+def swin_config(entries: Mapping[str, Any]) -> SwinConfig:
+    """``dict(size='tiny' | 'base' | 'large', **changes)`` or all sizes one by one."""
+    changes = dict(entries)
+    size = changes.pop('size', 'base')
+    if size not in SWIN_SIZES:
+        raise ValueError(f'student.encoder: size {size!r} is unknown; known are {", ".join(SWIN_SIZES)}')
+    base = SWIN_SIZES[size]()
+    return _record(SwinConfig, {**{field.name: getattr(base, field.name) for field in fields(SwinConfig)}, **changes}, 'student.encoder')
+
+
+def view_transform_config(entries: Mapping[str, Any]) -> ViewTransformConfig:
+    """``x_bound``, ``y_bound``, ``z_bound``, ``axis_order`` (grid), ``depth_bound``, and the fields of ViewTransformConfig."""
+    left = dict(entries)
+    where = 'student.view_transform'
+    defaults = ViewTransformConfig()
+    x_bound, y_bound, z_bound = (
+        _bound(left.pop(name, getattr(defaults.grid, name)), f'{where}.{name}') for name in ('x_bound', 'y_bound', 'z_bound')
+    )
+    grid = BEVGrid(x_bound, y_bound, z_bound, left.pop('axis_order', defaults.grid.axis_order))
+    bins = defaults.depth_bins
+    depth_bins = DepthBins(*_bound(left.pop('depth_bound', (bins.lower, bins.upper, bins.step)), f'{where}.depth_bound'))
+    return _record(ViewTransformConfig, {**left, 'grid': grid, 'depth_bins': depth_bins}, where)
+
+
+def config_from_dict(student: Mapping[str, Any]) -> GeoMIMConfig:
+    """The record of a nested dictionary with the entries ``encoder``, ``decoder``, ``view_transform``, ``target`` and the plain fields of
+    :class:`geomim.GeoMIMConfig`.
+
+    Raises:
+        ValueError: an unknown entry, named with its place, or values that do not fit.
+    """
+    plain: Dict[str, Any] = {name: value for name, value in student.items() if name not in ('encoder', 'decoder', 'view_transform', 'target')}
+    parts = {
+        'encoder': swin_config(student.get('encoder', {})),
+        'decoder': _record(DecoderConfig, student.get('decoder', {}), 'student.decoder'),
+        'view_transform': view_transform_config(student.get('view_transform', {})),
+        'target': _record(TargetConfig, student.get('target', {}), 'student.target'),
+    }
+    return _record(GeoMIMConfig, {**plain, **parts}, 'student')

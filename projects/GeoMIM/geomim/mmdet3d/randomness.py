@@ -1,0 +1,56 @@
+"""Randomness that a resumed run repeats: everything drawn is a function of the seed, the epoch or the iteration, and the rank."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import torch
+from mmengine.dist import get_rank
+from mmengine.hooks import Hook
+from mmengine.logging import MessageHub
+from mmengine.registry import FUNCTIONS, HOOKS
+
+_STREAMS = {'epoch': 1, 'masks': 2}
+
+
+def derived_seed(stream: str, *numbers: int) -> int:
+    """A 32-bit seed for a named stream and its numbers; different numbers give unrelated seeds."""
+    sequence = np.random.SeedSequence([_STREAMS[stream], *[number % 2**32 for number in numbers]])
+    return int(sequence.generate_state(1)[0])
+
+
+def mask_generator(seed: int, per_rank: bool = True) -> torch.Generator:
+    """A CPU generator for the masks of the current iteration of a Runner; it leaves the global generator alone."""
+    hub = MessageHub.get_current_instance()
+    iteration = int(hub.get_info('iter', 0) or 0)
+    rank = get_rank() if per_rank else 0
+    return torch.Generator().manual_seed(derived_seed('masks', seed, iteration, rank))
+
+
+@HOOKS.register_module()
+class EpochSeedHook(Hook):
+    """Seeds Python, NumPy and torch at the start of each epoch from (seed, epoch, rank).
+
+    A run that resumes at an epoch then sees the augmentations of the unbroken one, bit for bit on a CPU. With worker processes it
+    needs ``worker_init_fn=dict(type='geomim_worker_init')`` and ``persistent_workers=False``.
+    """
+
+    priority = 'VERY_HIGH'
+
+    def before_train_epoch(self, runner) -> None:
+        by_epoch = hasattr(runner.train_loop, '_max_epochs') and runner.train_loop.max_epochs > 1
+        epoch = runner.epoch if by_epoch else 0  # an iteration-based loop replays its data from the start
+        seed = derived_seed('epoch', runner.seed or 0, epoch, get_rank())
+        random.seed(seed)
+        np.random.seed(seed)
+        torch.manual_seed(seed)
+
+
+@FUNCTIONS.register_module(name='geomim_worker_init')
+def worker_init(worker_id: int, num_workers: int, rank: int, seed: int, disable_subprocess_warning: bool = False) -> None:
+    """Seeds a data worker from torch's own per-epoch seed, so that augmentations change from epoch to epoch."""
+    del worker_id, num_workers, rank, seed, disable_subprocess_warning  # all of them are in torch's seed already
+    worker_seed = torch.initial_seed() % 2**32
+    np.random.seed(worker_seed)
+    random.seed(worker_seed)

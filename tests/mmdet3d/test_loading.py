@@ -1,0 +1,139 @@
+"""Loading: cameras, images and sweeps arrive in order, and what is missing or broken is named."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Dict
+
+import cv2
+import numpy as np
+import pytest
+from mmdet3d.structures import LiDARPoints
+
+from geomim.mmdet3d.loading import LoadCameraRig, LoadSurroundImages, LoadSurroundSweeps
+
+NAMES = ['CAM_A', 'CAM_B', 'CAM_C']
+
+
+def camera(focal: float = 120.0) -> Dict[str, Any]:
+    eye = np.eye(4).tolist()
+    return {'cam2img': [[focal, 0, 100.0], [0, focal, 60.0], [0, 0, 1]], 'cam2ego': eye, 'lidar2cam': eye}
+
+
+def test_cameras_are_selected_and_ordered_with_their_images(tmp_path: Path) -> None:
+    results: Dict[str, Any] = {
+        'token': 'abc',
+        'images': {name: camera(100 + i) for i, name in enumerate(NAMES)},
+    }
+    for index, name in enumerate(NAMES):
+        path = str(tmp_path / f'{name}.png')
+        cv2.imwrite(path, np.full((32 + index, 64, 3), index * 10, np.uint8))
+        results['images'][name]['img_path'] = path
+    results = LoadSurroundImages().transform(LoadCameraRig(['CAM_C', 'CAM_A']).transform(results))
+    assert results['cam_names'] == ['CAM_C', 'CAM_A']
+    assert results['cam2img'][:, 0, 0].tolist() == [102, 100]
+    assert [image.mean() for image in results['img']] == [20, 0]
+    assert [image.shape for image in results['img']] == [(34, 64, 3), (32, 64, 3)]
+    assert [Path(path).stem for path in results['img_path']] == ['CAM_C', 'CAM_A']
+    np.testing.assert_array_equal(results['img_aug_matrix'], np.tile(np.eye(4), (2, 1, 1)))
+
+
+def test_intrinsics_of_four_rows_are_cut() -> None:
+    results = {'images': {'CAM_A': camera()}}
+    padded = np.eye(4)
+    padded[:3, :3] = results['images']['CAM_A']['cam2img']
+    results['images']['CAM_A']['cam2img'] = padded.tolist()
+    assert LoadCameraRig().transform(results)['cam2img'].shape == (1, 3, 3)
+
+
+@pytest.mark.parametrize(
+    'key, value, message',
+    [
+        ('cam2img', [[1.0, 0.0], [0.0, 1.0]], r'abc, camera CAM_B: cam2img has shape \(2, 2\)'),
+        ('cam2img', [[1.0, 0, 0], [0, float('nan'), 0], [0, 0, 1]], 'CAM_B: cam2img .*not finite'),
+        ('cam2img', [[-1.0, 0, 0], [0, 1.0, 0], [0, 0, 1]], 'CAM_B: focal lengths -1.0, 1.0'),
+        ('lidar2cam', np.full((4, 4), np.inf).tolist(), 'CAM_B: lidar2cam .*not finite'),
+        ('cam2ego', np.eye(3).tolist(), r'CAM_B: cam2ego has shape \(3, 3\)'),
+        ('cam2ego', None, "CAM_B: no 'cam2ego'"),
+    ],
+)
+def test_bad_calibration_is_named(key: str, value: Any, message: str) -> None:
+    results: Dict[str, Any] = {'token': 'abc', 'images': {name: camera() for name in NAMES}}
+    if value is None:
+        del results['images']['CAM_B'][key]
+    else:
+        results['images']['CAM_B'][key] = value
+    with pytest.raises(ValueError, match=message):
+        LoadCameraRig().transform(results)
+
+
+def test_absent_and_repeated_cameras_are_named() -> None:
+    results = {'token': 'abc', 'images': {name: camera() for name in NAMES}}
+    with pytest.raises(ValueError, match=r"abc: no camera CAM_X; the info file has \['CAM_A', 'CAM_B', 'CAM_C'\]"):
+        LoadCameraRig(['CAM_A', 'CAM_X']).transform(results)
+    with pytest.raises(ValueError, match='CAM_A more than once'):
+        LoadCameraRig(['CAM_A', 'CAM_B', 'CAM_A'])
+    with pytest.raises(ValueError, match='leaves no camera'):
+        LoadCameraRig([])
+
+
+def image_files(folder: Path) -> Dict[str, bytes]:
+    image = np.random.default_rng(0).integers(0, 256, (64, 96, 3), dtype=np.uint8)
+    whole = {name: cv2.imencode(f'.{name}', image)[1].tobytes() for name in ('jpg', 'png')}
+    return {
+        'cut.jpg': whole['jpg'][: len(whole['jpg']) // 2],
+        'cut.png': whole['png'][: len(whole['png']) // 2],
+        'head.jpg': whole['jpg'][:100],
+        'empty.jpg': b'',
+        'text.jpg': b'this is no image',
+    }
+
+
+@pytest.mark.parametrize(
+    'name, reason',
+    [
+        ('cut.jpg', 'truncated'),
+        ('cut.png', 'truncated'),
+        ('head.jpg', 'cannot be decoded'),
+        ('empty.jpg', 'empty file'),
+        ('text.jpg', 'cannot be decoded'),
+        ('absent.jpg', 'cannot be read'),
+    ],
+)
+def test_unreadable_image_is_named(tmp_path: Path, name: str, reason: str) -> None:
+    files = image_files(tmp_path)
+    if name in files:
+        (tmp_path / name).write_bytes(files[name])
+    results = {'token': 'abc', 'images': {'CAM_A': dict(camera(), img_path=str(tmp_path / name))}}
+    with pytest.raises(ValueError, match=f'abc, camera CAM_A: image .*{name}.* {reason}'):
+        LoadSurroundImages().transform(results)
+
+
+def test_past_sweeps_lie_where_the_vehicle_saw_them(tmp_path: Path) -> None:
+    """Plain twin: a fixed world point, seen from a key pose and from a past pose of the LiDAR."""
+    random = np.random.default_rng(0)
+    world = random.uniform(-20, 20, (50, 3))
+    poses = []
+    for yaw, shift in ((0.0, (0.0, 0.0, 0.0)), (0.5, (4.0, -3.0, 0.2))):
+        pose = np.eye(4)
+        pose[:2, :2] = [[np.cos(yaw), -np.sin(yaw)], [np.sin(yaw), np.cos(yaw)]]
+        pose[:3, 3] = shift
+        poses.append(pose)
+    clouds = [(np.c_[world, np.ones(50)] @ np.linalg.inv(pose).T)[:, :3] for pose in poses]
+    path = tmp_path / 'past.bin'
+    np.c_[clouds[1], np.zeros((50, 2))].astype(np.float32).tofile(str(path))
+    sweep = {'lidar_points': {'lidar_path': str(path), 'lidar2sensor': (np.linalg.inv(poses[1]) @ poses[0]).tolist()}}
+    sweep['timestamp'] = 9.5
+    key = LiDARPoints(np.c_[clouds[0], np.zeros((50, 2))].astype(np.float32), points_dim=5)
+    results = {'points': key, 'timestamp': 10.0, 'lidar_sweeps': [sweep]}
+    loaded = LoadSurroundSweeps(sweeps_num=9, load_dim=5, use_dim=5).transform(results)
+    points = loaded['points'].tensor.numpy()
+    np.testing.assert_allclose(points[50:, :3], clouds[0], atol=1e-4)
+    np.testing.assert_allclose(points[50:, 4], 0.5)
+    assert loaded['lidar_sweeps'][0] is sweep
+
+
+def test_first_keyframe_without_sweeps_is_padded() -> None:
+    results = {'points': LiDARPoints(np.ones((10, 5), np.float32), points_dim=5), 'timestamp': 1.0}
+    loaded = LoadSurroundSweeps(sweeps_num=9, load_dim=5, use_dim=5, pad_empty_sweeps=True).transform(results)
+    assert loaded['points'].tensor.shape == (100, 5)
