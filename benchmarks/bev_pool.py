@@ -17,7 +17,6 @@ import sys
 import time
 
 import torch
-import torch.nn.functional as F
 
 from geomim import BEVGrid, CameraRig, DepthBins, ViewTransform, ViewTransformConfig
 from geomim.pooling import PoolPlan, bev_pool, bev_pool_plain
@@ -59,14 +58,18 @@ class _SparseProduct(torch.autograd.Function):
         keep = (cells >= 0).flatten()
         rows = cells.flatten()[keep]
         cols = torch.arange(len(depth))[:, None].expand_as(cells).flatten()[keep]
-        matrix = torch.sparse_coo_tensor(torch.stack([rows, cols]), depth.flatten()[keep], (num_cells, len(depth))).to_sparse_csr()
+        matrix = torch.sparse_coo_tensor(
+            torch.stack([rows, cols]), depth.flatten()[keep], (num_cells, len(depth))
+        ).to_sparse_csr()
         ctx.save_for_backward(depth, context, cells, rows, cols, keep)
         return matrix @ context
 
     @staticmethod
     def backward(ctx, grad):
         depth, context, cells, rows, cols, keep = ctx.saved_tensors
-        transposed = torch.sparse_coo_tensor(torch.stack([cols, rows]), depth.flatten()[keep], (len(depth), len(grad))).to_sparse_csr()
+        transposed = torch.sparse_coo_tensor(
+            torch.stack([cols, rows]), depth.flatten()[keep], (len(depth), len(grad))
+        ).to_sparse_csr()
         grad_depth = torch.zeros_like(depth)
         padded = torch.cat([grad, grad.new_zeros(1, grad.shape[1])])
         slots = torch.where(cells >= 0, cells, len(grad))
@@ -106,7 +109,7 @@ def measure(name: str, arguments: argparse.Namespace) -> dict:
     grad = torch.randn(num_cells, arguments.channels).to(device)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     times = []
-    for repeat in range(arguments.repeats + 1):
+    for _ in range(arguments.repeats + 1):
         depth.grad = context.grad = None
         if device.type == 'cuda':
             torch.cuda.synchronize()
@@ -142,13 +145,15 @@ def main() -> None:
     if arguments.only:
         print(json.dumps(measure(arguments.only, arguments)))
         return
-    print(f'torch {torch.__version__}, {platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, {arguments.device}')
+    print(
+        f'torch {torch.__version__}, {platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, {arguments.device}'
+    )
     for name in VARIANTS:
         command = [sys.executable, __file__, *sys.argv[1:], '--only', name]
         row = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
         print(
-            f"{row['variant']:<18} {row['median_ms']:8.1f} ms ({row['min_ms']:.1f} to {row['max_ms']:.1f})  "
-            f"peak +{row['added_peak_mib']:.0f} MiB  {row['points']} points  error {row['error']:.1e}"
+            f'{row["variant"]:<18} {row["median_ms"]:8.1f} ms ({row["min_ms"]:.1f} to {row["max_ms"]:.1f})  '
+            f'peak +{row["added_peak_mib"]:.0f} MiB  {row["points"]} points  error {row["error"]:.1e}'
         )
 
 

@@ -3,8 +3,8 @@
     python benchmarks/train_step.py --size base --precision fp32 bf16 --checkpointing off on --repeats 3
     python benchmarks/train_step.py --size base --against 'COMMAND'   # COMMAND prints one JSON line: times_s, peak_rss_gib
 
-With ``--against`` the two take turns, so that a machine whose speed drifts favours neither. On a GPU (``--device cuda``) it also reports samples/s
-and model FLOP utilisation (matrix products of forward and backward over time and ``--peak-tflops``).
+With ``--against`` the two take turns, so that a machine whose speed drifts favours neither. With ``--flops`` it
+also reports samples/s and, given ``--peak-tflops``, utilisation: matrix products of forward and backward over time.
 """
 
 from __future__ import annotations
@@ -35,7 +35,9 @@ def make_inputs(batch: int, cams: int, device: torch.device) -> tuple:
 
     generator = torch.Generator().manual_seed(0)
     one = surround_rig(cams)
-    rig = CameraRig.create(*(m.repeat(batch, 1, 1, 1) for m in (one.intrinsics, one.cam2ego, one.cam2lidar, one.img_aug)))
+    rig = CameraRig.create(
+        *(m.repeat(batch, 1, 1, 1) for m in (one.intrinsics, one.cam2ego, one.cam2lidar, one.img_aug))
+    )
     depth = torch.zeros(batch, cams, 256 * 704)
     where = torch.randint(0, 256 * 704, (batch, cams, 3000), generator=generator)
     depth.scatter_(2, where, torch.rand(batch, cams, 3000, generator=generator) * 58 + 1.5)
@@ -103,18 +105,22 @@ def describe(name: str, row: Dict[str, Any], arguments: argparse.Namespace) -> s
     times = row['times_s']
     text = (
         f'{name:<34} {statistics.median(times):8.3f} s ({min(times):.3f} to {max(times):.3f})  '
-        f"forward {statistics.median(row['forward_s']):.3f} s  peak {row['peak_rss_gib']:.2f} GiB"
+        f'forward {statistics.median(row["forward_s"]):.3f} s  peak {row["peak_rss_gib"]:.2f} GiB'
     )
     if 'tflop' in row:
         speed = row['tflop'] / statistics.median(times)
-        text += f"  {row['batch'] / statistics.median(times):.2f} samples/s  {row['tflop']:.2f} TFLOP  {speed:.1f} TFLOP/s"
+        text += (
+            f'  {row["batch"] / statistics.median(times):.2f} samples/s  {row["tflop"]:.2f} TFLOP  {speed:.1f} TFLOP/s'
+        )
         if arguments.peak_tflops:
             text += f'  utilisation {100 * speed / arguments.peak_tflops:.0f} %'
     return text
 
 
 def call(command: list) -> Dict[str, Any]:
-    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip().splitlines()[-1])
+    return json.loads(
+        subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip().splitlines()[-1]
+    )
 
 
 def main() -> None:
@@ -132,13 +138,18 @@ def main() -> None:
     parser.add_argument('--compile', action='store_true')
     parser.add_argument('--flops', action='store_true', help='count matrix products')
     parser.add_argument('--peak-tflops', type=float, help='of the device in that precision, for the utilisation')
-    parser.add_argument('--against', help='another command, measured in turn; prints a JSON line with times_s, forward_s, peak_rss_gib')
+    parser.add_argument(
+        '--against', help='another command, measured in turn; prints a JSON line with times_s, forward_s, peak_rss_gib'
+    )
     parser.add_argument('--single', action='store_true', help='measure the first combination here and print JSON')
     arguments = parser.parse_args()
     if arguments.single:
         print(json.dumps(measure(arguments, arguments.precision[0], arguments.checkpointing[0] == 'on')))
         return
-    print(f'torch {torch.__version__}, {platform.machine()}, {arguments.device}, {arguments.threads or torch.get_num_threads()} threads, Swin {arguments.size}')
+    print(
+        f'torch {torch.__version__}, {platform.machine()}, {arguments.device}, '
+        f'{arguments.threads or torch.get_num_threads()} threads, Swin {arguments.size}'
+    )
     for _ in range(arguments.rounds):
         if arguments.against:
             print(describe('against', call(shlex.split(arguments.against)), arguments), flush=True)

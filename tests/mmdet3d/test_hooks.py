@@ -203,11 +203,16 @@ def test_modes_and_generators_come_back_even_after_an_error() -> None:
     model.train()
     model[1][0].eval()
     before = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].copy()
-    with pytest.raises(RuntimeError, match='inside'), left_as_found(model):
-        assert not any(module.training for module in model.modules())
-        assert not torch.is_grad_enabled()
-        torch.rand(3), random.random(), np.random.rand()
-        raise RuntimeError('inside')
+
+    def fail() -> None:
+        with left_as_found(model):
+            assert not any(module.training for module in model.modules())
+            assert not torch.is_grad_enabled()
+            torch.rand(3), random.random(), np.random.rand()
+            raise RuntimeError('inside')
+
+    with pytest.raises(RuntimeError, match='inside'):
+        fail()
     assert [module.training for module in model.modules()] == [True, True, True, False, True]
     assert torch.equal(before[0], torch.get_rng_state())
     assert before[1] == random.getstate()

@@ -10,7 +10,15 @@ optim_wrapper = dict(
 )
 param_scheduler = [
     dict(type='LinearLR', start_factor=1.0 / 3, by_epoch=False, begin=0, end=500),
-    dict(type='CosineAnnealingLR', T_max=epochs, eta_min=lr * 1e-3, by_epoch=True, begin=0, end=epochs, convert_to_iter_based=True),
+    dict(
+        type='CosineAnnealingLR',
+        T_max=epochs,
+        eta_min=lr * 1e-3,
+        by_epoch=True,
+        begin=0,
+        end=epochs,
+        convert_to_iter_based=True,
+    ),
     # The published configuration inherits a cyclic momentum (beta1 0.9 -> 0.9 * 0.85 / 0.95 -> 0.9, turning at 40 %).
     dict(
         type='CosineAnnealingMomentum',
@@ -54,7 +62,9 @@ custom_hooks = [
 ]
 vis_backends = [dict(type='LocalVisBackend'), dict(type='TensorboardVisBackend')]
 visualizer = dict(type='Visualizer', vis_backends=vis_backends, name='visualizer')
-env_cfg = dict(cudnn_benchmark=False, mp_cfg=dict(mp_start_method='fork', opencv_num_threads=0), dist_cfg=dict(backend='nccl'))
+env_cfg = dict(
+    cudnn_benchmark=False, mp_cfg=dict(mp_start_method='fork', opencv_num_threads=0), dist_cfg=dict(backend='nccl')
+)
 randomness = dict(seed=0)
 log_processor = dict(type='LogProcessor', window_size=50, by_epoch=True)
 log_level = 'INFO'

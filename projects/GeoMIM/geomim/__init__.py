@@ -1,6 +1,6 @@
 """GeoMIM: masked-image pretraining of camera bird's-eye-view networks against a LiDAR teacher (ICCV 2023, arXiv 2303.11325)."""
 
-from . import _identity
+from . import _identity  # noqa: F401 - refuses a second copy of the package in the process
 from .camera import CameraRig
 from .decoder import DecoderConfig
 from .depth import DepthBins

@@ -1,7 +1,7 @@
 """One name a process: importing this module a second time under another package name is refused.
 
-The package may be installed (``geomim``) or lie in an mmdet3d checkout (``projects.GeoMIM.geomim``). Loaded under both names, every class would
-exist twice and be registered twice.
+The package may be installed (``geomim``) or lie in an mmdet3d checkout (``projects.GeoMIM.geomim``). Loaded under both
+names, every class would exist twice and be registered twice.
 """
 
 import sys

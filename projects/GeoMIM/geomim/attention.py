@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 LAYER_NORM_EPS = 1e-5  # the reference's; timm's newer blocks use 1e-6, which shows in the third decimal
-_FUSED = getattr(F, 'scaled_dot_product_attention', None)
+_FUSED: Any = getattr(F, 'scaled_dot_product_attention', None)
 _STOPS_EARLY = hasattr(torch.utils.checkpoint, 'set_checkpoint_early_stop')
 
 
@@ -35,12 +35,12 @@ class _BiasedAttentionOnCPU(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> Tensor:
-        attended = _FUSED(query, key, value, attn_mask=bias)  # type: ignore[misc]
+        attended = _FUSED(query, key, value, attn_mask=bias)
         ctx.save_for_backward(query, key, value, bias, attended)
         return attended
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tuple[Tensor, Tensor, Tensor, Tensor]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> Tuple[Tensor, Tensor, Tensor, Tensor]:
         query, key, value, bias, attended = ctx.saved_tensors
         scale = query.shape[-1] ** -0.5
         weights = (query * scale @ key.transpose(-2, -1)).add_(bias).softmax(dim=-1)

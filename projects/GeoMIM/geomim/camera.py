@@ -11,7 +11,9 @@ from typing import Optional, Sequence, Tuple
 import torch
 from torch import Tensor
 
-CAMERA_VECTOR_SIZE = 22  # 4 intrinsics + 6 image augmentation + 12 camera-to-ego numbers (paper section 3.3, "camera-aware")
+CAMERA_VECTOR_SIZE = (
+    22  # 4 intrinsics + 6 image augmentation + 12 camera-to-ego numbers (paper section 3.3, "camera-aware")
+)
 
 
 def inverse(matrices: Tensor) -> Tensor:

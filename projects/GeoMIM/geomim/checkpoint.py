@@ -79,7 +79,9 @@ def _fit(model: nn.Module, state: Dict[str, Tensor], source: str, layout: str) -
     wrong: List[str] = []
     for name in own.keys() & state.keys():
         value = state[name]
-        is_table = name.endswith('relative_position_bias_table') and value.dim() == 2 and value.shape[1] == own[name].shape[1]
+        is_table = (
+            name.endswith('relative_position_bias_table') and value.dim() == 2 and value.shape[1] == own[name].shape[1]
+        )
         if is_table and shapes_differ(value, own[name]):
             value = resize_position_bias(value, window_of_table(own[name].shape[0]))
             resized.append(name)
@@ -88,9 +90,12 @@ def _fit(model: nn.Module, state: Dict[str, Tensor], source: str, layout: str) -
         values[name] = value
     if wrong:
         raise ValueError(
-            f'{source} belongs to another architecture: {len(wrong)} of {len(own)} tensors have other shapes: {some(tuple(sorted(wrong)), 4)}'
+            f'{source} belongs to another architecture: {len(wrong)} of {len(own)} tensors have other '
+            f'shapes: {some(tuple(sorted(wrong)), 4)}'
         )
-    bad = sorted(name for name, value in values.items() if value.is_floating_point() and not bool(value.isfinite().all()))
+    bad = sorted(
+        name for name, value in values.items() if value.is_floating_point() and not bool(value.isfinite().all())
+    )
     if bad:
         raise ValueError(f'{source}: {len(bad)} tensors hold values that are not finite: {some(tuple(bad), 4)}')
     model.load_state_dict(values, strict=False)
@@ -114,11 +119,14 @@ def load_pretrained(model: GeoMIM, weights: Union[PathLike, Dict[str, Tensor]], 
         ValueError: an unknown layout, another architecture, an incomplete encoder or checkpoint.
     """
     state, layout, source = _open(weights, layout)
-    report = _fit(model, to_geomim(state, layout), source, layout)
+    renamed = to_geomim(state, layout, len(model.config.decoder.cross_view_after))
+    report = _fit(model, renamed, source, layout)
     partial = layout not in ('geomim', 'reference')
     required = tuple(name for name in report.missing if not partial or _belongs_to_encoder(name, layout))
     if required:
-        raise ValueError(f'{source} ({layout} layout) lacks {len(required)} tensors that the model needs: {some(required)}')
+        raise ValueError(
+            f'{source} ({layout} layout) lacks {len(required)} tensors that the model needs: {some(required)}'
+        )
     return report
 
 
@@ -137,11 +145,11 @@ def load_encoder(encoder: SwinEncoder, weights: Union[PathLike, Dict[str, Tensor
     renamed = to_geomim(state, layout)
     own = {name[len('encoder.') :]: value for name, value in renamed.items() if name.startswith('encoder.')}
     if not own:
-        raise ValueError(f'{source} ({layout} layout) holds no encoder; its names start with {some(tuple(sorted(state)), 5)}')
+        raise ValueError(
+            f'{source} ({layout} layout) holds no encoder; its names start with {some(tuple(sorted(state)), 5)}'
+        )
     report = _fit(encoder, own, source, layout)
     required = tuple(name for name in report.missing if not name.startswith('norm'))
     if required:
         raise ValueError(f'{source} ({layout} layout) lacks {len(required)} tensors of the encoder: {some(required)}')
     return report
-
-

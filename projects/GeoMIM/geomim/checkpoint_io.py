@@ -66,7 +66,11 @@ class _RestrictedUnpickler(pickle.Unpickler):
         full = f'{module}.{name}'
         if full in allowed:
             return allowed[full]
-        if module == 'torch' and isinstance(getattr(torch, name, None), (torch.dtype, type)) and name.endswith('Storage'):
+        if (
+            module == 'torch'
+            and isinstance(getattr(torch, name, None), (torch.dtype, type))
+            and name.endswith('Storage')
+        ):
             return getattr(torch, name)
         if full in _BOOKKEEPING:
             return _BOOKKEEPING[full]
@@ -101,8 +105,20 @@ def read_checkpoint(path: PathLike) -> Dict[str, Any]:
         raise ValueError(f'checkpoint {path} is empty (0 bytes): an interrupted download or copy?')
     try:
         loaded = _torch_load(path)
-    except (RuntimeError, EOFError, OSError, pickle.UnpicklingError, zipfile.BadZipFile, KeyError, ValueError, TypeError,
-            AttributeError, ImportError, IndexError, UnicodeDecodeError) as error:
+    except (
+        RuntimeError,
+        EOFError,
+        OSError,
+        pickle.UnpicklingError,
+        zipfile.BadZipFile,
+        KeyError,
+        ValueError,
+        TypeError,
+        AttributeError,
+        ImportError,
+        IndexError,
+        UnicodeDecodeError,
+    ) as error:
         reason = str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
         raise ValueError(
             f'checkpoint {path} cannot be read ({path.stat().st_size} bytes): it is truncated, no PyTorch checkpoint, or holds '

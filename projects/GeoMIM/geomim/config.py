@@ -38,7 +38,11 @@ def swin_config(entries: Mapping[str, Any]) -> SwinConfig:
     if size not in SWIN_SIZES:
         raise ValueError(f'student.encoder: size {size!r} is unknown; known are {", ".join(SWIN_SIZES)}')
     base = SWIN_SIZES[size]()
-    return _record(SwinConfig, {**{field.name: getattr(base, field.name) for field in fields(SwinConfig)}, **changes}, 'student.encoder')
+    return _record(
+        SwinConfig,
+        {**{field.name: getattr(base, field.name) for field in fields(SwinConfig)}, **changes},
+        'student.encoder',
+    )
 
 
 def view_transform_config(entries: Mapping[str, Any]) -> ViewTransformConfig:
@@ -47,11 +51,14 @@ def view_transform_config(entries: Mapping[str, Any]) -> ViewTransformConfig:
     where = 'student.view_transform'
     defaults = ViewTransformConfig()
     x_bound, y_bound, z_bound = (
-        _bound(left.pop(name, getattr(defaults.grid, name)), f'{where}.{name}') for name in ('x_bound', 'y_bound', 'z_bound')
+        _bound(left.pop(name, getattr(defaults.grid, name)), f'{where}.{name}')
+        for name in ('x_bound', 'y_bound', 'z_bound')
     )
     grid = BEVGrid(x_bound, y_bound, z_bound, left.pop('axis_order', defaults.grid.axis_order))
     bins = defaults.depth_bins
-    depth_bins = DepthBins(*_bound(left.pop('depth_bound', (bins.lower, bins.upper, bins.step)), f'{where}.depth_bound'))
+    depth_bins = DepthBins(
+        *_bound(left.pop('depth_bound', (bins.lower, bins.upper, bins.step)), f'{where}.depth_bound')
+    )
     return _record(ViewTransformConfig, {**left, 'grid': grid, 'depth_bins': depth_bins}, where)
 
 
@@ -62,7 +69,9 @@ def config_from_dict(student: Mapping[str, Any]) -> GeoMIMConfig:
     Raises:
         ValueError: an unknown entry, named with its place, or values that do not fit.
     """
-    plain: Dict[str, Any] = {name: value for name, value in student.items() if name not in ('encoder', 'decoder', 'view_transform', 'target')}
+    plain: Dict[str, Any] = {
+        name: value for name, value in student.items() if name not in ('encoder', 'decoder', 'view_transform', 'target')
+    }
     parts = {
         'encoder': swin_config(student.get('encoder', {})),
         'decoder': _record(DecoderConfig, student.get('decoder', {}), 'student.decoder'),

@@ -115,7 +115,11 @@ def _depth_map(points: Tensor, rig: CameraRig, sample: int, image_size: Tuple[in
     u, v = uv[..., 0], uv[..., 1]
     visible = (u >= 0) & (u < width) & (v >= 0) & (v < height) & (depth > _NEAREST)
     # One spare slot takes what is not visible, so that no shape depends on the data.
-    slots = torch.where(visible, v.nan_to_num().clamp(0, height - 1).long() * width + u.nan_to_num().clamp(0, width - 1).long(), height * width)
+    slots = torch.where(
+        visible,
+        v.nan_to_num().clamp(0, height - 1).long() * width + u.nan_to_num().clamp(0, width - 1).long(),
+        height * width,
+    )
     winner = _winner_per_slot(slots, height * width + 1)[:, :-1]
     values = depth.gather(1, winner.clamp(min=0))
     return torch.where(winner >= 0, values, torch.zeros_like(values)).view(-1, height, width)

@@ -81,9 +81,7 @@ class BEVGrid:
             raise ValueError(f'a grid of {self.num_x} x {self.num_y} cells cannot be downsampled by {factor}')
         x_lower, x_upper, x_step = self.x_bound
         y_lower, y_upper, y_step = self.y_bound
-        return replace(
-            self, x_bound=(x_lower, x_upper, x_step * factor), y_bound=(y_lower, y_upper, y_step * factor)
-        )
+        return replace(self, x_bound=(x_lower, x_upper, x_step * factor), y_bound=(y_lower, y_upper, y_step * factor))
 
     def describe(self) -> str:
         """One line for error messages and logs."""

@@ -2,7 +2,7 @@
 
 Layouts:
     geomim     our pretraining model (``encoder.*``, ``fusion.*``, ``decoder.*``, ``view_transform.*``, ``head.*``)
-    reference  the published pretraining checkpoints (``encoders.camera.backbone.*``, ``encoders.camera.vtransform.*``, ``prediction_head.*``)
+    reference  the published pretraining checkpoints (``encoders.camera.{backbone,vtransform}.*``, ``prediction_head.*``)
     mixmae     MixMAE ImageNet checkpoints (``layers.*``)
     bevdet     the encoder alone under bare Swin names, as BEVDet and its GeoMIM fork load it
     mmdet      the encoder alone under ``backbone.*``, with a flat position embedding, as mmdetection's Swin loads it
@@ -108,11 +108,17 @@ def from_reference(state: State, trunk_cross_views: int = 2) -> State:
     pairs.append((_BACKBONE, 'encoder.'))
     renamed: State = {}
     for name, value in state.items():
-        if name.endswith('relative_position_index') or name in _GEOMETRY_CONSTANTS or name.startswith('encoders.lidar.'):
+        if (
+            name.endswith('relative_position_index')
+            or name in _GEOMETRY_CONSTANTS
+            or name.startswith('encoders.lidar.')
+        ):
             continue
         if name.startswith(_CROSS_REFERENCE):
             number, rest = name[len(_CROSS_REFERENCE) :].split('.', 1)
-            branch, index = (0, int(number)) if int(number) < trunk_cross_views else (1, int(number) - trunk_cross_views)
+            branch, index = (
+                (0, int(number)) if int(number) < trunk_cross_views else (1, int(number) - trunk_cross_views)
+            )
             renamed[f'{_CROSS_OURS[branch]}{index}.{rest}'] = value
         else:
             renamed[_rename(name, pairs) or name] = value
@@ -203,7 +209,9 @@ def from_encoder(state: State) -> State:
         state = strip_prefix(state, prefix)
     renamed = {}
     for name, value in state.items():
-        if not re.match(r'(patch_embed|stages|norm\d|absolute_pos_embed)', name) or name.endswith('relative_position_index'):
+        if not re.match(r'(patch_embed|stages|norm\d|absolute_pos_embed)', name) or name.endswith(
+            'relative_position_index'
+        ):
             continue
         if name == 'absolute_pos_embed' and value.dim() == 3:
             value = _square_map(value)
@@ -211,12 +219,12 @@ def from_encoder(state: State) -> State:
     return renamed
 
 
-def to_geomim(state: State, layout: str) -> State:
-    """Any layout -> our names."""
+def to_geomim(state: State, layout: str, trunk_cross_views: int = 2) -> State:
+    """Any layout -> our names; ``trunk_cross_views`` as in :func:`from_reference`."""
     if layout == 'geomim':
         return strip_prefix(state, 'student.')
     if layout == 'reference':
-        return from_reference(state)
+        return from_reference(state, trunk_cross_views)
     if layout == 'mixmae':
         return from_mixmae(state)
     if layout in ('bevdet', 'mmdet'):
@@ -230,7 +238,11 @@ def export_encoder(state: State, layout: str = 'bevdet') -> State:
     Raises:
         ValueError: no encoder in ``state``, or another layout.
     """
-    encoder = {name[len('encoder.') :]: value for name, value in strip_prefix(state, 'student.').items() if name.startswith('encoder.')}
+    encoder = {
+        name[len('encoder.') :]: value
+        for name, value in strip_prefix(state, 'student.').items()
+        if name.startswith('encoder.')
+    }
     if not encoder:
         raise ValueError(f'no encoder.* tensors to export; the names start with {sorted(state)[:5]}')
     for name in [name for name in encoder if name.endswith('relative_position_bias_table')]:

@@ -15,6 +15,7 @@ from .camera import CameraRig, inverse
 from .depth import DepthBins
 from .grid import BEVGrid
 from .pooling import PoolPlan, bev_pool
+from .target import at_least_float32
 
 
 @dataclass(frozen=True)
@@ -110,7 +111,10 @@ class ViewTransform(nn.Module):
         rays = torch.einsum('bnij,bnhwj->bnhwi', rotation, homogeneous)
         bev_aug = rig.bev_aug.to(dtype)
         rays = torch.einsum('bij,bnhwj->bnhwi', bev_aug[:, :3, :3], rays)
-        origin = torch.einsum('bij,bnj->bni', bev_aug[:, :3, :3], rig.cam2lidar[..., :3, 3].to(dtype)) + bev_aug[:, None, :3, 3]
+        origin = (
+            torch.einsum('bij,bnj->bni', bev_aug[:, :3, :3], rig.cam2lidar[..., :3, 3].to(dtype))
+            + bev_aug[:, None, :3, 3]
+        )
         return origin[:, :, None, None, None] + rays[..., None, :] * self.depths[:, None]
 
     def cell_index(self, rig: CameraRig) -> Tensor:
@@ -130,7 +134,9 @@ class ViewTransform(nn.Module):
     def plan(self, rig: CameraRig) -> PoolPlan:
         """The pooling plan of a rig; copies of the same images share it."""
         if self.config.grid.num_z != 1:
-            raise ValueError(f'z_bound {self.config.grid.z_bound} has {self.config.grid.num_z} cells; this view transformation sums one')
+            raise ValueError(
+                f'z_bound {self.config.grid.z_bound} has {self.config.grid.num_z} cells; this view transformation sums one'
+            )
         return PoolPlan.build(self.cell_index(rig), rig.batch_size * self.config.grid.num_x * self.config.grid.num_y)
 
     def lift(self, semantic: Tensor, geometry: Tensor) -> Tuple[Tensor, Tensor]:
@@ -142,12 +148,12 @@ class ViewTransform(nn.Module):
             )
         lifted = self.depth_net(torch.cat([geometry, semantic], dim=1))
         logits, context = lifted.split([self.config.depth_bins.count, self.config.channels], dim=1)
-        return logits.float().softmax(dim=1), context
+        return at_least_float32(logits).softmax(dim=1), context
 
     def splat(self, depth: Tensor, context: Tensor, plan: PoolPlan) -> Tensor:
         """-> (B, C, *grid.shape), float32."""
         rows = depth.permute(0, 2, 3, 1).flatten(0, 2)
-        pooled = bev_pool(rows.float(), context.permute(0, 2, 3, 1).flatten(0, 2).float(), plan)
+        pooled = bev_pool(at_least_float32(rows), at_least_float32(context.permute(0, 2, 3, 1).flatten(0, 2)), plan)
         return pooled.view(-1, *self.config.grid.shape, context.shape[1]).permute(0, 3, 1, 2)
 
     def forward(self, semantic: Tensor, geometry: Tensor, plan: PoolPlan) -> BEVFeatures:

@@ -55,7 +55,10 @@ def _spline_matrix(knots: Tensor, targets: Tensor) -> Tensor:
         left_gap, right_gap = gaps[row - 1], gaps[row]
         system[row, row - 1 : row + 2] = torch.stack([left_gap / 6, (left_gap + right_gap) / 3, right_gap / 6])
         right[row, row - 1 : row + 2] = torch.stack([1 / left_gap, -1 / left_gap - 1 / right_gap, 1 / right_gap])
-    for row, first in ((0, 0), (count - 1, count - 3)):  # equal third derivative on both sides of the outermost inner knots
+    for row, first in (
+        (0, 0),
+        (count - 1, count - 3),
+    ):  # equal third derivative on both sides of the outermost inner knots
         a, b = gaps[first], gaps[first + 1]
         system[row, first : first + 3] = torch.stack([1 / a, -1 / a - 1 / b, 1 / b])
     curvature = torch.linalg.solve(system, right)

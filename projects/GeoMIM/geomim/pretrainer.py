@@ -17,7 +17,7 @@ from .depth import depth_labels, depth_loss
 from .lift_splat import ViewTransform, ViewTransformConfig
 from .masking import MASK_CELL, check_masks, complementary_masks, mask_grid_size
 from .swin import SwinConfig, SwinEncoder
-from .target import TargetConfig, normalise_patches, reconstruction_loss
+from .target import TargetConfig, at_least_float32, normalise_patches, reconstruction_loss
 
 
 @dataclass(frozen=True)
@@ -134,8 +134,8 @@ class GeoMIM(nn.Module):
         self._check(images, rig, depth_map)
         if masks is None:
             masks = self.draw_masks(images.device)
-        check_masks(masks)
-        target = normalise_patches(target_bev.float(), self.config.target.patch_size, self.config.target.eps)
+        self._check_masks(masks)
+        target = normalise_patches(at_least_float32(target_bev), self.config.target.patch_size, self.config.target.eps)
         tokens = self.encode(images.flatten(0, 1), masks)
         semantic, geometry = self.decode(tokens, rig, masks)
         bev, depth = self.project(semantic, geometry, rig)
@@ -165,4 +165,13 @@ class GeoMIM(nn.Module):
         if tuple(depth_map.shape) != (rig.batch_size, rig.num_cams, *size):
             raise ValueError(
                 f'depth maps have shape {tuple(depth_map.shape)}, expected {(rig.batch_size, rig.num_cams, *size)}'
+            )
+
+    def _check_masks(self, masks: Tensor) -> None:
+        check_masks(masks)
+        cells = mask_grid_size(self.config.view_transform.image_size, MASK_CELL, masks.shape[0])
+        if tuple(masks.shape[1:]) != cells:
+            raise ValueError(
+                f'masks have {tuple(masks.shape[1:])} cells, expected {cells}: cells of {MASK_CELL} pixels in images of '
+                f'{self.config.view_transform.image_size} pixels'
             )

@@ -136,10 +136,11 @@ class FeedForward(nn.Module):
 
     def __init__(self, dim: int, hidden: int) -> None:
         super().__init__()
-        self.layers = nn.Sequential(nn.Sequential(nn.Linear(dim, hidden), nn.GELU()), nn.Linear(hidden, dim))
+        self.layers = nn.ModuleList([nn.Sequential(nn.Linear(dim, hidden), nn.GELU()), nn.Linear(hidden, dim)])
 
     def forward(self, x: Tensor, norm: nn.Module) -> Tensor:
-        (fc1, act), fc2 = self.layers
+        first, fc2 = self.layers
+        fc1, act = first.children()
         return without_keeping(act, fc2, without_keeping(norm, fc1, x))
 
 
@@ -224,7 +225,8 @@ class SwinEncoder(nn.Module):
         self.patch_embed = PatchEmbed(config.embed_dims)
         side = config.pretrain_img_size // PATCH_SIZE
         self.absolute_pos_embed = nn.Parameter(torch.zeros(1, config.embed_dims, side, side))
-        rates = torch.linspace(0, config.drop_path_rate, sum(config.depths)).tolist()
+        blocks = sum(config.depths)
+        rates = [config.drop_path_rate * block / max(1, blocks - 1) for block in range(blocks)]
         self.stages = nn.ModuleList()
         for index, depth in enumerate(config.depths):
             self.stages.append(SwinStage(config, index, rates[:depth]))
@@ -248,7 +250,7 @@ class SwinEncoder(nn.Module):
         for stage in self.stages:
             x = stage(x, masks, self.activation_checkpointing)
             outputs.append(x)
-            if stage.downsample is not None:
+            if isinstance(stage.downsample, PatchMerging):
                 x = stage.downsample(x)
         return outputs
 

@@ -21,6 +21,11 @@ class TargetConfig:
     eps: float = 1e-6
 
 
+def at_least_float32(value: Tensor) -> Tensor:
+    """Half precision raised to float32; float64 stays, so that the whole step can be checked in it."""
+    return value.to(torch.promote_types(value.dtype, torch.float32))
+
+
 def normalise_patches(bev: Tensor, patch_size: int = 18, eps: float = 1e-6) -> Tensor:
     """(t - mean) / sqrt(var + eps) over all cells and channels of each patch, unbiased variance.
 
@@ -55,5 +60,5 @@ def reconstruction_loss(predictions: Sequence[Tensor], target: Tensor) -> Tensor
             raise ValueError(
                 f"the student's BEV map {tuple(prediction.shape)} and the target {tuple(target.shape)} differ in shape"
             )
-    losses = [(prediction.float() - target).square().mean() for prediction in predictions]
+    losses = [(at_least_float32(prediction) - target).square().mean() for prediction in predictions]
     return torch.stack(losses).mean()

@@ -41,7 +41,9 @@ def run_inspect(arguments: argparse.Namespace) -> int:
     windows = _windows(state)
     if windows:
         print(f'  attention windows by stage: {windows}')
-    not_finite = [name for name, value in state.items() if value.is_floating_point() and not bool(value.isfinite().all())]
+    not_finite = [
+        name for name, value in state.items() if value.is_floating_point() and not bool(value.isfinite().all())
+    ]
     if not_finite:
         print(f'  NOT FINITE: {", ".join(not_finite)}')
     if arguments.names:
@@ -64,14 +66,20 @@ def add_convert_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('output', type=Path)
     parser.add_argument('--from', dest='source', default='auto', choices=('auto', *LAYOUTS), help='layout of the input')
     parser.add_argument('--to', dest='target', required=True, choices=[name for name in LAYOUTS if name != 'mixmae'])
-    parser.add_argument('--window', type=int, nargs='+', metavar='W', help='resize the position bias tables, a window a stage')
+    parser.add_argument(
+        '--window', type=int, nargs='+', metavar='W', help='resize the position bias tables, a window a stage'
+    )
     parser.add_argument('--force', action='store_true', help='overwrite the output')
-    view = parser.add_argument_group('view transformation', 'constants that reference checkpoints hold; the defaults are the paper\'s')
+    view = parser.add_argument_group(
+        'view transformation', "constants that reference checkpoints hold; the defaults are the paper's"
+    )
     view.add_argument('--image-size', type=int, nargs=2, default=(256, 704), metavar=('H', 'W'))
     view.add_argument('--x-bound', type=float, nargs=3, default=(-54.0, 54.0, 0.3), metavar=('LOWER', 'UPPER', 'STEP'))
     view.add_argument('--y-bound', type=float, nargs=3, default=(-54.0, 54.0, 0.3), metavar=('LOWER', 'UPPER', 'STEP'))
     view.add_argument('--z-bound', type=float, nargs=3, default=(-10.0, 10.0, 20.0), metavar=('LOWER', 'UPPER', 'STEP'))
-    view.add_argument('--depth-bound', type=float, nargs=3, default=(1.0, 60.0, 0.5), metavar=('LOWER', 'UPPER', 'STEP'))
+    view.add_argument(
+        '--depth-bound', type=float, nargs=3, default=(1.0, 60.0, 0.5), metavar=('LOWER', 'UPPER', 'STEP')
+    )
 
 
 def _view_config(arguments: argparse.Namespace, state: Dict[str, Tensor]) -> Optional[ViewTransformConfig]:
@@ -109,16 +117,25 @@ def run_convert(arguments: argparse.Namespace) -> int:
     state = tensors_of(checkpoint, str(arguments.input))
     layout = detect_layout(state) if arguments.source == 'auto' else arguments.source
     if layout is None:
-        raise ValueError(f'{arguments.input} is in no known layout ({", ".join(LAYOUTS)}); its names start with {sorted(state)[:5]}')
+        raise ValueError(
+            f'{arguments.input} is in no known layout ({", ".join(LAYOUTS)}); its names start with {sorted(state)[:5]}'
+        )
     ours = to_geomim(state, layout)
     if not any(name.startswith('encoder.') for name in ours):
-        raise ValueError(f'{arguments.input} holds no encoder in {layout} layout; its names start with {sorted(state)[:5]}')
+        raise ValueError(
+            f'{arguments.input} holds no encoder in {layout} layout; its names start with {sorted(state)[:5]}'
+        )
     resized = _resize_windows(ours, arguments.window) if arguments.window else 0
     converted = from_geomim(ours, arguments.target, _view_config(arguments, ours))
     save_atomically({'state_dict': {name: value.contiguous() for name, value in converted.items()}}, arguments.output)
-    print(f'{arguments.input} ({layout}, {len(state)} tensors) -> {arguments.output} ({arguments.target}, {len(converted)} tensors)')
+    print(
+        f'{arguments.input} ({layout}, {len(state)} tensors) -> {arguments.output} ({arguments.target}, {len(converted)} tensors)'
+    )
     if resized:
         print(f'  {resized} position bias tables resized to windows {arguments.window}')
-    if len(ours) < len(state):
-        print(f'  {len(state) - len(ours)} tensors of the input have no place in {arguments.target} or are derived constants')
+    kept = sum(arguments.target in ('geomim', 'reference') or name.startswith('encoder.') for name in ours)
+    if kept < len(state):
+        print(
+            f'  {len(state) - kept} tensors of the input have no place in {arguments.target} or are derived constants'
+        )
     return 0

@@ -31,11 +31,23 @@ class ReferenceFile:
         try:
             with np.load(self.path, allow_pickle=False) as archive:
                 self._arrays = {name: archive[name] for name in archive.files}
-        except (ValueError, OSError, EOFError, KeyError, AttributeError, TypeError, zipfile.BadZipFile, zlib.error) as error:
+        except (
+            ValueError,
+            OSError,
+            EOFError,
+            KeyError,
+            AttributeError,
+            TypeError,
+            zipfile.BadZipFile,
+            zlib.error,
+        ) as error:
             raise ValueError(f'{self.path} is no readable .npz archive: {error}') from error
         if 'meta/config' not in self._arrays:
             raise ValueError(f'{self.path} has no meta/config; it holds {sorted(self._arrays)[:5]}')
-        self.config: Dict = json.loads(str(self._arrays['meta/config']))
+        try:
+            self.config: Dict = dict(json.loads(str(self._arrays['meta/config'])))
+        except (ValueError, TypeError) as error:
+            raise ValueError(f'{self.path}: meta/config is no JSON object: {error}') from error
 
     def group(self, prefix: str) -> Dict[str, Tensor]:
         """Tensors under ``prefix``, without it."""

@@ -17,7 +17,7 @@ from ..checkpoint import load_encoder, load_pretrained
 from ..decoder import DecoderConfig
 from ..depth import DepthBins, depth_maps
 from ..grid import BEVGrid
-from ..layouts import from_mixmae, from_reference, to_reference
+from ..layouts import from_reference, to_reference
 from ..lift_splat import ViewTransformConfig
 from ..position_bias import resize_position_bias
 from ..pretrainer import GeoMIM, GeoMIMConfig, PretrainOutput
@@ -51,7 +51,9 @@ def _decoder_config(entry: Dict, fusion_window: int) -> DecoderConfig:
 
 def _pretrain_config(config: Dict) -> GeoMIMConfig:
     view, target = config['view_transform'], config['target']
-    grid = BEVGrid(*(tuple(view[name]) for name in ('xbound', 'ybound', 'zbound')), axis_order=config.get('axis_order', 'xy'))
+    grid = BEVGrid(
+        *(tuple(view[name]) for name in ('xbound', 'ybound', 'zbound')), axis_order=config.get('axis_order', 'xy')
+    )
     return GeoMIMConfig(
         encoder=_swin_config(config['encoder']),
         decoder=_decoder_config(config['decoder'], config['encoder'].get('fusion_window_size', 7)),
@@ -200,7 +202,9 @@ def verify_file(path: Path) -> List[Row]:
     file = ReferenceFile(path)
     kind = file.config.get('kind')
     if kind not in VERIFIERS:
-        raise ValueError(f'{path}: reference files of kind {kind!r} are not supported; known are {", ".join(VERIFIERS)}')
+        raise ValueError(
+            f'{path}: reference files of kind {kind!r} are not supported; known are {", ".join(VERIFIERS)}'
+        )
     try:
         return VERIFIERS[kind](file)
     except KeyError as error:

@@ -50,7 +50,9 @@ class GeoMIMSwin(SwinEncoder):
         if self.init_cfg is None:
             return
         if self.init_cfg.get('type') != 'Pretrained' or 'checkpoint' not in self.init_cfg:
-            raise ValueError(f"GeoMIMSwin: init_cfg must be dict(type='Pretrained', checkpoint=FILE), got {self.init_cfg}")
+            raise ValueError(
+                f"GeoMIMSwin: init_cfg must be dict(type='Pretrained', checkpoint=FILE), got {self.init_cfg}"
+            )
         report = load_encoder(self, self.init_cfg['checkpoint'])
         print_log(f'GeoMIMSwin: {report.describe()}', logger='current')
 

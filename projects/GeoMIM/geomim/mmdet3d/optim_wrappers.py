@@ -172,7 +172,7 @@ class SkipNonFiniteMixin:
         total, consecutive = counts['total'] + 1, counts['consecutive'] + 1
         self._count(consecutive, total)
         # Every rank comes here or none, for the flags were reduced over all.
-        reports = [report for report in all_gather_object(self._report(window)) if report]
+        reports = [report for report in all_gather_object(self._report(window, 'loss' in what)) if report]
         message = (
             f'step of iteration {self._iteration()} left out: {", ".join(what)} not finite'
             f'{" (" + "; ".join(reports) + ")" if reports else ""}. '
@@ -193,11 +193,11 @@ class SkipNonFiniteMixin:
         return self._inner_count if done is None else int(done) + 1  # type: ignore[attr-defined]
 
     @staticmethod
-    def _report(window: _Window) -> str:
-        """This rank's losses (or else gradients and statistics) that are not finite, and its samples; or nothing."""
+    def _report(window: _Window, by_loss: bool) -> str:
+        """This rank's losses (or gradients and statistics, with finite losses) that are not finite, and its samples."""
         values = [(name, float(value)) for losses in window.losses for name, value in losses.items()]
         bad = [f'{name} = {value}' for name, value in values if not math.isfinite(value)]
-        if not bad:
+        if not by_loss:
             named = [(f'gradient of {name}', p.grad) for name, p in window.model.named_parameters()]
             named += [item for item in window.model.named_buffers() if item[0].endswith(_STATISTICS)]
             bad = [name for name, tensor in named if tensor is not None and not torch.isfinite(tensor).all()]

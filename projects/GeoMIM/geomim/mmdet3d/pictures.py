@@ -101,15 +101,17 @@ def colour_depth(depth: np.ndarray, bins: DepthBins) -> np.ndarray:
 
 
 def bev_to_view(bev: np.ndarray, axis_order: str) -> np.ndarray:
-    """A BEV map ('xy': (X, Y, ...), 'yx': (Y, X, ...)) as seen from above: x (forward) up, y (left) to the left.
+    """A BEV map ('xy': (X, Y, ...), 'yx': (Y, X, ...)) as seen from above: x up, y to the left.
+
+    Whoever drives along x drives up; nuScenes' LiDAR has y ahead, so that its vehicle drives to the left.
 
     Raises:
         ValueError: an unknown axis order.
     """
     if axis_order not in AXIS_ORDERS:
         raise ValueError(f'axis_order must be one of {AXIS_ORDERS}, got {axis_order!r}')
-    forward_first = bev if axis_order == 'xy' else np.swapaxes(bev, 0, 1)
-    return np.ascontiguousarray(forward_first[::-1, ::-1])
+    x_first = bev if axis_order == 'xy' else np.swapaxes(bev, 0, 1)
+    return np.ascontiguousarray(x_first[::-1, ::-1])
 
 
 def colour_basis(target: Tensor) -> ColourBasis:
@@ -235,7 +237,7 @@ def _bev_strip(output: PretrainOutput, config: PanelConfig, sample: int) -> np.n
     width = min(_MAX_BEV_TILE, (config.width - (len(tiles) - 1) * _GAP) // len(tiles))
     extent_x, extent_y = (bound[1] - bound[0] for bound in (grid.x_bound, grid.y_bound))
     size = (max(1, round(width * extent_x / extent_y)), width)
-    title = 'BEV, x (forward) up, y to the left: principal components 1 to 3 of the target as red, green, blue'
+    title = 'BEV, x of the LiDAR frame up, y to the left: principal components 1 to 3 of the target as red, green, blue'
     views = [bev_to_view(tile, grid.axis_order) for tile in tiles]
     return _strip(title, views, captions, size, len(tiles), config.width)
 

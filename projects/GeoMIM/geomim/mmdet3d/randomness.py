@@ -48,9 +48,9 @@ class EpochSeedHook(Hook):
 
 
 @FUNCTIONS.register_module(name='geomim_worker_init')
-def worker_init(worker_id: int, num_workers: int, rank: int, seed: int, disable_subprocess_warning: bool = False) -> None:
+def worker_init(worker_id: int) -> None:
     """Seeds a data worker from torch's own per-epoch seed, so that augmentations change from epoch to epoch."""
-    del worker_id, num_workers, rank, seed, disable_subprocess_warning  # all of them are in torch's seed already
+    del worker_id  # torch's seed differs by worker already
     worker_seed = torch.initial_seed() % 2**32
     np.random.seed(worker_seed)
     random.seed(worker_seed)

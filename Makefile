@@ -1,0 +1,52 @@
+# Thin calls into tools/. Every target sets up what it needs; the second time that takes a fraction of a second.
+# Variables: PYTHON, VENV, CORE_VENV; DATA and OUT for demo; ARGS for pytest and the benchmark; BENCH names a benchmark.
+
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-core lint format bench clean setup setup-core
+
+ifndef PYTHON
+# run it, since a version manager's shim may exist and yet fail
+PYTHON := $(shell for p in python3.11 python3; do $$p -c '' 2>/dev/null </dev/null && { echo $$p; break; }; done)
+endif
+VENV ?= .venv
+CORE_VENV ?= .venv-core
+BENCH ?= bev_pool
+ARGS ?=
+
+help: ## this list
+	@sed -n 's/^\([a-z-]*\):[^#]*## /\1\t/p' $(MAKEFILE_LIST) | awk -F'\t' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+demo: setup ## pretrain a small GeoMIM on DATA=nuscenes/root (default: a synthetic frame); results go to OUT
+	@$(VENV)/bin/python tools/demo.py $(if $(DATA),--data "$(DATA)") $(if $(OUT),--out "$(OUT)")
+
+test: setup ## all tests
+	@$(VENV)/bin/python -m pytest $(ARGS)
+
+test-core: setup-core ## the core's tests under Python 3.8 and torch 1.10, skipped where there is no Python 3.8
+	@if [ -x $(CORE_VENV)/bin/python ]; then $(CORE_VENV)/bin/python -m pytest tests/core $(ARGS); fi
+
+lint: setup ## linter, type checker, spelling
+	@status=0; for tool in 'ruff check .' mypy codespell; do \
+		echo "$$tool"; $(VENV)/bin/$$tool || status=1; \
+	done; exit $$status
+
+format: setup ## format the code in place
+	@$(VENV)/bin/ruff check --fix .
+	@$(VENV)/bin/ruff format .
+
+bench: setup ## benchmarks/$(BENCH).py
+	@$(VENV)/bin/python benchmarks/$(BENCH).py $(ARGS)
+
+setup:
+	@$(if $(PYTHON),,$(error no working python3.11 or python3 found; name one with PYTHON=))
+	@$(PYTHON) tools/bootstrap.py --host mmdet3d --venv "$(VENV)"
+
+setup-core:
+	@$(PYTHON) tools/bootstrap.py --host core --venv "$(CORE_VENV)" || \
+		{ status=$$?; [ $$status -eq 3 ] && echo 'Skipped: the tests under Python 3.8.' || exit $$status; }
+
+clean: ## remove environments and build output; the cached mmcv wheel stays
+	rm -rf "$(VENV)" "$(VENV).log" "$(VENV).lock" "$(CORE_VENV)" "$(CORE_VENV).log" "$(CORE_VENV).lock"
+	rm -rf build dist projects/GeoMIM/*.egg-info *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +

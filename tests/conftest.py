@@ -1,0 +1,191 @@
+"""Shared by all rooms: seeds, a ring of hand-made cameras, the smallest pretraining configuration, and inputs for it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Callable, Dict, Iterator, Tuple
+
+import pytest
+import torch
+from torch import Tensor
+
+from geomim import (
+    BEVGrid,
+    CameraRig,
+    DecoderConfig,
+    DepthBins,
+    GeoMIM,
+    GeoMIMConfig,
+    SwinConfig,
+    TargetConfig,
+    ViewTransformConfig,
+)
+from geomim.masking import complementary_masks
+
+IMAGE_SIZE = (64, 96)
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> Iterator[None]:
+    torch.manual_seed(20230321)
+    yield
+
+
+def _rotation(axis: Tuple[float, float, float], angle: float) -> Tensor:
+    """Rodrigues' formula, float64."""
+    x, y, z = (value / math.sqrt(sum(a * a for a in axis)) for value in axis)
+    cross = torch.tensor([[0, -z, y], [z, 0, -x], [-y, x, 0]], dtype=torch.float64)
+    return torch.eye(3, dtype=torch.float64) + math.sin(angle) * cross + (1 - math.cos(angle)) * cross @ cross
+
+
+def ring_rig(
+    batch: int = 1,
+    cams: int = 6,
+    image_size: Tuple[int, int] = IMAGE_SIZE,
+    augmented: bool = False,
+    dtype: torch.dtype = torch.float32,
+) -> CameraRig:
+    """Cameras that look outward from a ring of 0.9 m around the LiDAR; sample and camera differ in every number."""
+    height, width = image_size
+    intrinsics = torch.zeros(batch, cams, 3, 3, dtype=torch.float64)
+    cam2lidar = torch.eye(4, dtype=torch.float64).repeat(batch, cams, 1, 1)
+    img_aug = torch.eye(4, dtype=torch.float64).repeat(batch, cams, 1, 1)
+    bev_aug = torch.eye(4, dtype=torch.float64).repeat(batch, 1, 1)
+    lidar2ego = torch.eye(4, dtype=torch.float64)
+    lidar2ego[:3, :3] = _rotation((0, 0, 1), -1.5)
+    lidar2ego[:3, 3] = torch.tensor([0.9, 0.1, 1.8])
+    for b in range(batch):
+        for n in range(cams):
+            yaw = 2 * math.pi * n / cams + 0.13 * b + 0.07
+            ahead = torch.tensor([math.cos(yaw), math.sin(yaw), -0.02 * n], dtype=torch.float64)
+            ahead = ahead / ahead.norm()
+            right = torch.tensor([math.sin(yaw), -math.cos(yaw), 0.0], dtype=torch.float64)
+            down = torch.stack(
+                [  # ahead x right
+                    ahead[1] * right[2] - ahead[2] * right[1],
+                    ahead[2] * right[0] - ahead[0] * right[2],
+                    ahead[0] * right[1] - ahead[1] * right[0],
+                ]
+            )
+            cam2lidar[b, n, :3, :3] = torch.stack([right, down, ahead], dim=1)
+            cam2lidar[b, n, :3, 3] = 0.9 * ahead + torch.tensor([0.0, 0.0, 0.11 * n - 0.3])
+            focal = 0.45 * width + n + 0.5 * b
+            intrinsics[b, n] = torch.tensor(
+                [[focal, 0, width / 2 - 1.5], [0, focal * 1.02, height / 2 + 0.5 * n], [0, 0, 1]]
+            )
+            if augmented:
+                scale, angle = 0.9 + 0.03 * n, 0.02 * (n + 1) * (-1) ** b
+                flip = -1.0 if n % 2 else 1.0
+                img_aug[b, n, :2, :2] = (
+                    scale
+                    * _rotation((0, 0, 1), angle)[:2, :2]
+                    @ torch.diag(torch.tensor([flip, 1.0], dtype=torch.float64))
+                )
+                img_aug[b, n, 0, 3] = 2.5 + (width if flip < 0 else 0)
+                img_aug[b, n, 1, 3] = -3.0 + n
+        if augmented:
+            bev_aug[b, :3, :3] = torch.diag(torch.tensor([1.0, -1.0, 1.0], dtype=torch.float64)) @ _rotation(
+                (0, 0, 1), 0.1 + 0.05 * b
+            )
+            bev_aug[b, :3, 3] = torch.tensor([0.4, -0.3, 0.05])
+    rig = CameraRig.create(
+        intrinsics, lidar2ego @ cam2lidar, cam2lidar, img_aug, bev_aug, [f'CAM_{n}' for n in range(cams)]
+    )
+    return rig.to(dtype)
+
+
+def tiny_pretraining(**changes: Any) -> GeoMIMConfig:
+    """Every part of the method at the smallest size; the grid is not square, so that swapped axes show."""
+    config = GeoMIMConfig(
+        encoder=SwinConfig(
+            embed_dims=8,
+            depths=(1, 1, 2, 1),
+            num_heads=(1, 2, 2, 4),
+            window_size=(4, 4, 3, 2),
+            pretrain_img_size=32,
+        ),
+        decoder=DecoderConfig(
+            dim=16,
+            num_heads=2,
+            depth=4,
+            cross_view_after=(1, 3),
+            geometry_from=2,
+            geometry_cross_view_after=(1,),
+            pos_embed_size=3,
+            fusion_window=3,
+        ),
+        view_transform=ViewTransformConfig(
+            image_size=IMAGE_SIZE,
+            grid=BEVGrid((-12.0, 12.0, 1.5), (-9.0, 9.0, 1.5)),
+            depth_bins=DepthBins(1.0, 13.0, 1.0),
+            channels=6,
+        ),
+        target=TargetConfig(channels=5, patch_size=2),
+    )
+    return replace(config, **changes)
+
+
+def randomise(model: torch.nn.Module) -> None:
+    """Random values everywhere, those that start at zero or one included, so that no part is the identity."""
+    with torch.no_grad():
+        for name, value in model.named_parameters():
+            spread = 0.02 if 'relative_position_bias_table' not in name else 0.5
+            value.add_(torch.randn_like(value) * (spread if value.dim() != 1 else 0.1))
+        for name, value in model.named_buffers():
+            if name.endswith('pos_embed'):
+                value.normal_(std=0.1)
+
+
+def pretraining_inputs(config: GeoMIMConfig, rig: CameraRig, copies: int = 2, seed: int = 1) -> Dict[str, Any]:
+    """Keyword arguments of ``GeoMIM.forward`` for the cameras of ``rig``."""
+    generator = torch.Generator().manual_seed(seed)
+    view, batch, cams = config.view_transform, rig.batch_size, rig.num_cams
+    depth = torch.rand(batch, cams, *view.image_size, generator=generator) * 14
+    seen = torch.rand(depth.shape, generator=generator) < 0.03
+    return {
+        'images': torch.randn(batch, cams, 3, *view.image_size, generator=generator),
+        'rig': rig,
+        'target_bev': torch.randn(batch, config.target.channels, *view.output_grid.shape, generator=generator),
+        'depth_map': torch.where(seen, depth, torch.zeros_like(depth)),
+        'masks': complementary_masks(view.image_size, copies, generator=generator),
+    }
+
+
+@pytest.fixture()
+def make_rig() -> Callable[..., CameraRig]:
+    return ring_rig
+
+
+@pytest.fixture()
+def make_config() -> Callable[..., GeoMIMConfig]:
+    return tiny_pretraining
+
+
+@pytest.fixture()
+def make_inputs() -> Callable[..., Dict[str, Any]]:
+    return pretraining_inputs
+
+
+@pytest.fixture()
+def make_model() -> Callable[[GeoMIMConfig], GeoMIM]:
+    """A model in evaluation mode whose every parameter matters."""
+
+    def build(config: GeoMIMConfig) -> GeoMIM:
+        torch.manual_seed(7)
+        model = GeoMIM(config)
+        randomise(model)
+        return model.eval()
+
+    return build
+
+
+@pytest.fixture()
+def randomise_parameters() -> Callable[[torch.nn.Module], None]:
+    return randomise
+
+
+@pytest.fixture(scope='session')
+def repository() -> Path:
+    return Path(__file__).resolve().parents[1]

@@ -1,0 +1,170 @@
+"""GeoMIM pretraining through mmengine's real Runner: what a run leaves behind, and that it resumes and spreads over processes."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, Dict, List
+
+import pytest
+import torch
+
+pytest.importorskip('mmdet3d')
+HERE = Path(__file__).resolve().parent
+MICRO = HERE / 'micro.py'
+
+
+def load_micro() -> Any:
+    spec = importlib.util.spec_from_file_location('geomim_micro', MICRO)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope='module')
+def frames(tmp_path_factory) -> Path:
+    from geomim.synthetic.frame import write_frame
+
+    return write_frame(tmp_path_factory.mktemp('frames') / 'data', num_frames=3, image_size=(225, 400))
+
+
+def run(work_dir: Path, data: Path, *options: str, launcher: str = '') -> subprocess.CompletedProcess:
+    environment = {**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONWARNINGS': 'ignore'}
+    start = [sys.executable]
+    if launcher:
+        start = [sys.executable, '-m', 'torch.distributed.run', '--standalone', f'--nproc-per-node={launcher}']
+        options = (*options, '--launcher', 'pytorch')
+    command = [*start, str(MICRO), str(work_dir), str(data), *options]
+    return subprocess.run(command, capture_output=True, text=True, env=environment)
+
+
+def losses(work_dir: Path) -> List[Dict[str, float]]:
+    return [json.loads(line) for line in (work_dir / 'losses.jsonl').read_text().splitlines()]
+
+
+def weights(path: Path) -> Dict[str, torch.Tensor]:
+    from geomim.checkpoint import read_checkpoint
+
+    return read_checkpoint(path)['state_dict']
+
+
+@pytest.fixture(scope='module')
+def unbroken(frames, tmp_path_factory) -> Path:
+    work_dir = tmp_path_factory.mktemp('unbroken')
+    done = run(work_dir, frames)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return work_dir
+
+
+def test_a_run_leaves_checkpoint_encoders_log_and_pictures(unbroken: Path) -> None:
+    state = weights(unbroken / 'iter_4.pth')
+    assert any(name.startswith('student.encoder.') for name in state)
+    assert not any(name.startswith('teacher') for name in state)
+    assert len(list(unbroken.glob('*/vis_data/vis_image/*.png'))) >= 2
+    assert list(unbroken.glob('*/vis_data/events.out.tfevents*'))
+    assert list(unbroken.glob('*/*.log'))
+    scalars = [
+        json.loads(line) for path in unbroken.glob('*/vis_data/scalars.json') for line in path.read_text().splitlines()
+    ]
+    assert any('geomim/constant_map_loss' in row for row in scalars)
+
+
+def test_exported_encoder_fills_the_finetuning_backbone(unbroken: Path) -> None:
+    from mmdet3d.registry import MODELS as detection_3d
+    from mmdet.registry import MODELS as detection_2d
+
+    import geomim.mmdet3d  # noqa: F401
+
+    sizes = dict(embed_dims=8, depths=(1, 1, 2, 1), num_heads=(1, 2, 2, 4), window_size=(4, 4, 3, 2))
+    state = weights(unbroken / 'iter_4.pth')
+    for registry in (detection_3d, detection_2d):
+        for layout in ('bevdet', 'mmdet'):
+            checkpoint = str(next(unbroken.glob(f'encoder_{layout}.pth')))
+            backbone = registry.build(
+                dict(type='GeoMIMSwin', init_cfg=dict(type='Pretrained', checkpoint=checkpoint), **sizes)
+            )
+            backbone.init_weights()
+            for name, value in backbone.state_dict().items():
+                torch.testing.assert_close(value, state['student.encoder.' + name], rtol=0, atol=0)
+
+
+def test_student_without_its_teacher_loads_strictly(unbroken: Path, frames: Path) -> None:
+    from mmengine.registry import MODELS
+
+    config = load_micro().micro_config(unbroken, frames)
+    model = MODELS.build(config.model)
+    model.load_state_dict(weights(unbroken / 'iter_4.pth'), strict=True)
+
+
+@pytest.mark.parametrize('options', [(), ('--epochs', '2', '--workers', '1')], ids=['iterations', 'epochs, worker'])
+def test_killed_run_resumes_to_the_same_losses_bit_for_bit(
+    frames: Path, unbroken: Path, tmp_path: Path, options
+) -> None:
+    if options:
+        unbroken = tmp_path / 'whole'
+        assert run(unbroken, frames, *options).returncode == 0
+    broken = tmp_path / 'broken'
+    killed = run(broken, frames, *options, '--kill-at', '3')
+    assert killed.returncode == -signal.SIGKILL
+    resumed = run(broken, frames, *options, '--resume')
+    assert resumed.returncode == 0, resumed.stderr[-4000:]
+    whole, pieces = losses(unbroken), {row['iter']: row for row in losses(broken)}
+    assert [pieces[row['iter']] for row in whole] == whole
+    assert len(losses(broken)) > 3, 'the resumed run must have trained'
+    last = 'epoch_2.pth' if options else 'iter_4.pth'
+    ours, theirs = weights(broken / last), weights(unbroken / last)
+    assert ours.keys() == theirs.keys()
+    for name in ours:
+        assert torch.equal(ours[name], theirs[name]), name
+
+
+def test_two_processes_train(frames: Path, tmp_path: Path) -> None:
+    done = run(tmp_path / 'two', frames, '--iters', '2', launcher='2')
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert (tmp_path / 'two' / 'iter_2.pth').is_file()
+
+
+def test_two_processes_give_the_gradients_of_one(frames: Path, tmp_path: Path) -> None:
+    """Each rank takes one sample; the mean of the single-process gradients of the two samples is what DDP must give."""
+    output = tmp_path / 'gradients'
+    environment = {**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONWARNINGS': 'ignore'}
+    script = str(HERE / 'ddp_gradients.py')
+    for start in (
+        [sys.executable],
+        [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node=2'],
+    ):
+        done = subprocess.run(
+            [*start, script, str(frames), str(output)], capture_output=True, text=True, env=environment
+        )
+        assert done.returncode == 0, done.stderr[-4000:]
+    one, two = torch.load(f'{output}_1.pth', weights_only=True), torch.load(f'{output}_2.pth', weights_only=True)
+    assert one.keys() == two.keys()
+    assert len(one) > 100
+    for name in one:
+        scale = max(1e-4, float(one[name].abs().max()))
+        assert float((one[name] - two[name]).abs().max()) / scale < 1e-4, name
+
+
+def test_a_foreign_checkpoint_is_refused_by_the_runner(frames: Path, tmp_path: Path) -> None:
+    from mmengine.runner.checkpoint import CheckpointLoader
+
+    import geomim.mmdet3d  # noqa: F401
+
+    marker = tmp_path / 'ran'
+
+    class Evil:
+        def __reduce__(self):
+            return (os.system, (f'touch {marker}',))
+
+    path = tmp_path / 'evil.pth'
+    torch.save({'state_dict': {'weight': torch.zeros(1)}, 'extra': Evil()}, path)
+    with pytest.raises(ValueError, match='refused for safety'):
+        CheckpointLoader.load_checkpoint(str(path), map_location='cpu')
+    assert not marker.exists()
+    with pytest.raises(FileNotFoundError, match='does not exist'):
+        CheckpointLoader.load_checkpoint(str(tmp_path / 'absent.pth'), map_location='cpu')
