@@ -1,5 +1,5 @@
 # Optimisation of the published pretraining: 50 epochs, AdamW, cosine; and what watches over the run.
-# The learning rate belongs to 2 samples a GPU on 32 GPUs... see auto_scale_lr at the end for other numbers.
+# The learning rate belongs to the published batch of 2 samples a GPU; change both together.
 epochs = 50
 lr = 2e-4
 
