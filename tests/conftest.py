@@ -1,4 +1,4 @@
-"""Shared by all rooms: seeds, a ring of hand-made cameras, the smallest pretraining configuration, and inputs for it."""
+"""Shared by all rooms: a seed, a ring of hand-made cameras, the smallest pretraining configuration and its inputs."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ IMAGE_SIZE = (64, 96)
 @pytest.fixture(autouse=True)
 def _seed() -> Iterator[None]:
     torch.manual_seed(20230321)
-    yield
+    return
 
 
 def _rotation(axis: Tuple[float, float, float], angle: float) -> Tensor:
@@ -86,8 +86,10 @@ def ring_rig(
                 img_aug[b, n, 0, 3] = 2.5 + (width if flip < 0 else 0)
                 img_aug[b, n, 1, 3] = -3.0 + n
         if augmented:
-            bev_aug[b, :3, :3] = torch.diag(torch.tensor([1.0, -1.0, 1.0], dtype=torch.float64)) @ _rotation(
-                (0, 0, 1), 0.1 + 0.05 * b
+            # no symmetric matrix: a transposed one must show
+            flip = torch.tensor([1.0, -1.0 if b else 1.0, 1.0], dtype=torch.float64)
+            bev_aug[b, :3, :3] = (
+                1.02 * _rotation((0, 0, 1), 0.1 + 0.6 * b) @ torch.diag(flip) @ _rotation((0, 0, 1), 0.2)
             )
             bev_aug[b, :3, 3] = torch.tensor([0.4, -0.3, 0.05])
     rig = CameraRig.create(
@@ -153,22 +155,22 @@ def pretraining_inputs(config: GeoMIMConfig, rig: CameraRig, copies: int = 2, se
     }
 
 
-@pytest.fixture()
+@pytest.fixture(scope='session')
 def make_rig() -> Callable[..., CameraRig]:
     return ring_rig
 
 
-@pytest.fixture()
+@pytest.fixture(scope='session')
 def make_config() -> Callable[..., GeoMIMConfig]:
     return tiny_pretraining
 
 
-@pytest.fixture()
+@pytest.fixture(scope='session')
 def make_inputs() -> Callable[..., Dict[str, Any]]:
     return pretraining_inputs
 
 
-@pytest.fixture()
+@pytest.fixture(scope='session')
 def make_model() -> Callable[[GeoMIMConfig], GeoMIM]:
     """A model in evaluation mode whose every parameter matters."""
 
@@ -181,7 +183,7 @@ def make_model() -> Callable[[GeoMIMConfig], GeoMIM]:
     return build
 
 
-@pytest.fixture()
+@pytest.fixture(scope='session')
 def randomise_parameters() -> Callable[[torch.nn.Module], None]:
     return randomise
 

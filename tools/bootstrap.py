@@ -132,10 +132,12 @@ class Steps:
 
     def _last_line(self) -> str:
         with open(self.log, 'rb') as log:
-            log.seek(max(0, log.seek(0, os.SEEK_END) - 4096))
+            log.seek(max(0, log.seek(0, os.SEEK_END) - 65536))
             text = log.read().decode(errors='replace')
         lines = [line.strip() for line in text.splitlines() if line.strip()]
-        last = next((line for line in reversed(lines) if re.match(r'\[\d+/\d+\]|(?!WARNING)\w', line)), '')
+        # a compiler's warnings say less than how far it is
+        wanted = [r'\[\d+/\d+\]', r'(?!WARNING)\w']
+        last = next((line for form in wanted for line in reversed(lines) if re.match(form, line)), '')
         built = re.match(r'(\[\d+/\d+\]).*?([\w.-]+\.(?:cpp|cc|cu|c))\b', last)  # a compiler call is too long to show
         return f'{built.group(1)} {built.group(2)}' if built else last[:70]
 

@@ -13,24 +13,24 @@ import torch
 
 pytest.importorskip('numpy', reason='the verify command reads .npz files')
 
-import numpy as np  # noqa: E402
+import numpy as np
 
-from geomim import GeoMIM  # noqa: E402
-from geomim.__main__ import main  # noqa: E402
-from geomim.checkpoint import read_checkpoint, save_atomically  # noqa: E402
-from geomim.layouts import export_encoder, to_reference  # noqa: E402
+from geomim import GeoMIM
+from geomim.__main__ import main
+from geomim.checkpoint import read_checkpoint, save_atomically
+from geomim.layouts import export_encoder, to_reference
 
 Make = Callable[..., Any]
 TINY_VIEW = ['--image-size', '64', '96', '--x-bound', '-12', '12', '1.5', '--y-bound', '-9', '9', '1.5']
 TINY_VIEW += ['--depth-bound', '1', '13', '1']
 
 
-@pytest.fixture()
+@pytest.fixture
 def model(make_config: Make, make_model: Make) -> GeoMIM:
     return make_model(make_config())
 
 
-@pytest.fixture()
+@pytest.fixture
 def checkpoint(tmp_path: Path, model: GeoMIM) -> Path:
     return save_atomically({'state_dict': model.state_dict(), 'meta': {'epoch': 4}}, tmp_path / 'ours.pth')
 
@@ -220,9 +220,8 @@ def test_verify_refuses_files_that_it_cannot_check(tmp_path: Path, capsys: Any) 
 def test_the_module_runs_as_a_program(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, '-m', 'geomim', 'inspect', str(tmp_path / 'nothing.pth')],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        universal_newlines=True,
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 2
     assert done.stdout == ''

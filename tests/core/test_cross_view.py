@@ -15,7 +15,7 @@ Randomise = Callable[[nn.Module], None]
 SAMPLES, CAMS, HEIGHT, WIDTH, DIM = 2, 3, 2, 4, 8
 
 
-@pytest.fixture()
+@pytest.fixture
 def block(randomise_parameters: Randomise) -> CrossViewBlock:
     layer = CrossViewBlock(DIM, 2).double()
     randomise_parameters(layer)

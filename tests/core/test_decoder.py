@@ -1,4 +1,4 @@
-"""Filling in, the camera-aware gate, and the wiring of the two branches against the written-out sequence of METHOD's figure."""
+"""Filling in, the camera-aware gate, and the wiring of the two branches against the written-out sequence."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Randomise = Callable[[nn.Module], None]
 PAPER_SHAPED = DecoderConfig(dim=16, num_heads=2, pos_embed_size=3)
 
 
-@pytest.fixture()
+@pytest.fixture
 def decoder(randomise_parameters: Randomise) -> Decoder:
     layer = Decoder(PAPER_SHAPED).eval()
     randomise_parameters(layer)
@@ -56,7 +56,7 @@ def test_gate_equals_its_formula_and_lies_between_zero_and_one(randomise_paramet
     tokens = torch.randn(5, 7, 8)
     torch.testing.assert_close(gate(tokens, vectors), tokens * scale[:, None])
     scaled = gate(torch.ones(5, 7, 8), vectors).detach()
-    assert 0 < float(scaled.min())
+    assert float(scaled.min()) > 0
     assert float(scaled.max()) < 1
 
 
@@ -128,7 +128,7 @@ def test_zero_start_of_cross_view_attention_survives_construction(make_config: C
     for block in [*model.decoder.cross_view, *model.decoder.geometry_cross_view]:
         for value in (*block.attn.proj.parameters(), *block.mlp.fc2.parameters()):
             assert torch.equal(value, torch.zeros_like(value))
-        assert float(block.attn.qkv.weight.abs().max()) > 0
+        assert float(block.attn.qkv.weight.detach().abs().max()) > 0
 
 
 @pytest.mark.parametrize('size', [(4, 6), (2, 2), (6, 10)])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import Callable, List, Tuple
+from typing import Callable, List, Optional, Tuple
 
 import pytest
 import torch
@@ -23,11 +23,11 @@ def view_transform(config: ViewTransformConfig = CONFIG) -> ViewTransform:
     return ViewTransform(4, config).eval()
 
 
-def forward_camera(bev_aug: Tensor = torch.eye(4)) -> CameraRig:
-    """At the LiDAR's origin, along +x; image right is -y, image down is -z; 32 pixels of focal length; pixel (38, 21) is the axis."""
+def forward_camera(bev_aug: Optional[Tensor] = None) -> CameraRig:
+    """At the LiDAR's origin, along +x; image right is -y, down is -z; focal length 32, centre (38, 21) pixels."""
     cam2lidar = torch.tensor([[0.0, 0, 1, 0], [-1, 0, 0, 0], [0, -1, 0, 0], [0, 0, 0, 1]])[None, None]
     intrinsics = torch.tensor([[32.0, 0, 38], [0, 32, 21], [0, 0, 1]])[None, None]
-    return CameraRig.create(intrinsics, cam2lidar, cam2lidar, bev_aug=bev_aug[None])
+    return CameraRig.create(intrinsics, cam2lidar, cam2lidar, bev_aug=None if bev_aug is None else bev_aug[None])
 
 
 def cell_of(x: float, y: float, grid: BEVGrid = GRID) -> Tuple[int, int]:
@@ -105,7 +105,7 @@ def test_translation_and_rotation_of_the_bev_move_the_cell() -> None:
 
 
 def test_cells_are_truncated_not_floored() -> None:
-    """A point less than a cell below the border counts as inside, one more than a cell below does not (as published)."""
+    """A point less than a cell below the border counts as inside, one further below does not (as published)."""
     for lower, expected in ((5.0, 0), (6.4, 0), (6.6, None)):
         grid = BEVGrid((lower, lower + 6, 1.5), GRID.y_bound)
         layer = view_transform(replace(CONFIG, grid=grid))
@@ -124,7 +124,7 @@ def test_height_limits_count() -> None:
 def test_an_object_in_an_empty_scene_lights_the_cell_of_its_place(
     make_rig: MakeRig, config: ViewTransformConfig, augmented: bool
 ) -> None:
-    """World -> depth map -> label of its feature cell -> splat -> the cell of its x and y, through two independent projections."""
+    """World -> depth map -> label of its feature cell -> splat -> the cell of its x and y."""
     batch, cams = 2, 5
     rig, layer = make_rig(batch, cams, augmented=augmented), view_transform(config)
     generator = torch.Generator().manual_seed(5)

@@ -55,7 +55,7 @@ def test_any_number_of_cameras_samples_and_copies(
     torch.testing.assert_close(output.reconstruction_loss, reconstruction)
     torch.testing.assert_close(output.depth_loss, depth_part)
     assert float(depth_part.detach()) > 0
-    gradients = torch.autograd.grad(total(output), [p for p in model.parameters()], allow_unused=True)
+    gradients = torch.autograd.grad(total(output), list(model.parameters()), allow_unused=True)
     unused = [name for (name, _), g in zip(model.named_parameters(), gradients) if g is None]
     assert unused == []
     assert all(bool(torch.isfinite(gradient).all()) for gradient in gradients)

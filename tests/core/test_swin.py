@@ -27,7 +27,7 @@ def bias_entry(table: Tensor, window: int, first: Tuple[int, int], second: Tuple
 
 
 def attend(block: SwinBlock, members: List[Tuple[int, int]], features: Tensor, window: int) -> Tensor:
-    """Attention among ``members`` (positions inside one window) with ``features`` (len, C), head by head, before the projection."""
+    """Attention among ``members`` (positions in a window) with ``features`` (len, C), before the projection."""
     layer = block.attn.w_msa
     heads, dim = layer.num_heads, features.shape[1]
     query, key, value = layer.qkv(features).split(dim, dim=1)
@@ -46,7 +46,7 @@ def attend(block: SwinBlock, members: List[Tuple[int, int]], features: Tensor, w
 
 
 def slow_block(block: SwinBlock, x: Tensor, window: int, masks: Optional[Tensor]) -> Tuple[Tensor, Tensor]:
-    """A block by loops over images, windows and copies. Also (H, W) bool: tokens that some copy keeps (the others are undefined)."""
+    """A block by loops over images, windows and copies; also (H, W) bool, the tokens that some copy keeps."""
     images, height, width, dim = x.shape
     normed = block.norm1(x)
     attended = torch.zeros_like(x)

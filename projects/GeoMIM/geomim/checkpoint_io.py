@@ -91,6 +91,15 @@ def _torch_load(path: PathLike) -> Any:
     return torch.load(path, map_location='cpu', pickle_module=reader)
 
 
+def _reason(error: Exception) -> str:
+    """The telling part of an error of torch, without its advice to load the file unsafely."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if lines and lines[0].startswith('Weights only load failed'):
+        lines = [line for line in lines if 'nsupported' in line]
+    telling = lines[0] if lines else 'no further reason'
+    return telling.split('. Please use')[0].rpartition('WeightsUnpickler error: ')[2][:300]
+
+
 def read_checkpoint(path: PathLike) -> Dict[str, Any]:
     """The dictionary in a checkpoint file, on the CPU; code in the file is refused, not executed.
 
@@ -119,10 +128,9 @@ def read_checkpoint(path: PathLike) -> Dict[str, Any]:
         IndexError,
         UnicodeDecodeError,
     ) as error:
-        reason = str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
         raise ValueError(
             f'checkpoint {path} cannot be read ({path.stat().st_size} bytes): it is truncated, no PyTorch checkpoint, or holds '
-            f'objects other than tensors and plain containers, which are refused for safety. {type(error).__name__}: {reason}'
+            f'objects other than tensors and plain containers, which are refused for safety. {type(error).__name__}: {_reason(error)}'
         ) from error
     if not isinstance(loaded, dict):
         raise ValueError(f'checkpoint {path} holds a {type(loaded).__name__}, expected a dictionary of tensors')
