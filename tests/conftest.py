@@ -88,9 +88,7 @@ def ring_rig(
         if augmented:
             # no symmetric matrix: a transposed one must show
             flip = torch.tensor([1.0, -1.0 if b else 1.0, 1.0], dtype=torch.float64)
-            bev_aug[b, :3, :3] = (
-                1.02 * _rotation((0, 0, 1), 0.1 + 0.6 * b) @ torch.diag(flip) @ _rotation((0, 0, 1), 0.2)
-            )
+            bev_aug[b, :3, :3] = 1.02 * _rotation((0, 0, 1), 0.3 + 0.6 * b) @ torch.diag(flip)
             bev_aug[b, :3, 3] = torch.tensor([0.4, -0.3, 0.05])
     rig = CameraRig.create(
         intrinsics, lidar2ego @ cam2lidar, cam2lidar, img_aug, bev_aug, [f'CAM_{n}' for n in range(cams)]

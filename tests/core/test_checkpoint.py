@@ -360,8 +360,20 @@ def test_an_encoder_may_lack_output_norms_only(make_config: Make, model: GeoMIM)
     report = load_encoder(encoder, state)
     assert report.missing == ('norm0.bias', 'norm0.weight', 'norm1.bias', 'norm1.weight')
     del state['stages.1.downsample.reduction.weight']
-    with pytest.raises(ValueError, match='lacks 1 tensors of the encoder: stages.1.downsample.reduction.weight'):
+    with pytest.raises(ValueError, match='lacks 1 tensors that the model needs: stages.1.downsample.reduction.weight'):
         load_encoder(encoder, state)
+
+
+def test_what_an_encoder_leaves_behind_is_named(make_config: Make, model: GeoMIM) -> None:
+    """The decoder of a pretraining file has no place in a finetuning encoder: said, not passed over."""
+    view = model.config.view_transform
+    reference = to_reference(state_of(model), view)
+    report = load_encoder(SwinEncoder(make_config().encoder), reference)
+    assert report.missing == ()
+    assert 'encoders.camera.backbone.mask_token' in report.unused
+    assert 'prediction_head.weight' in report.unused
+    assert not any('encoders.camera.backbone.stages.' in name or name.endswith('frustum') for name in report.unused)
+    assert f'without a place in the model: {len(report.unused)}' in report.describe()
 
 
 def test_a_checkpoint_without_an_encoder_is_named(make_config: Make) -> None:

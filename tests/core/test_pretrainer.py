@@ -290,10 +290,14 @@ WRONG: List[Tuple[str, Callable[[Any], Any], str]] = [
     ('masks', lambda value: value[:1], r'K >= 2'),
     ('masks', lambda value: value.transpose(1, 2), r'masks have \(3, 2\) cells, expected \(2, 3\)'),
     ('masks', lambda value: value.repeat_interleave(2, 1), r'masks have \(4, 3\) cells, expected \(2, 3\)'),
-    ('target_bev', lambda value: value[:, :3], r'\(1, 5, 8, 6\) and the target \(1, 3, 8, 6\) differ'),
-    ('target_bev', lambda value: value.transpose(2, 3), r'target \(1, 5, 6, 8\) differ'),
-    ('target_bev', lambda value: value[..., :5], '8 x 5 cells cannot be cut into 2-cell patches'),
-    ('target_bev', lambda value: torch.cat([value, value]), r'the target \(2, 5, 8, 6\) differ'),
+    ('target_bev', lambda value: value[:, :3], r'BEV map has shape \(1, 3, 8, 6\), expected \(1, 5, 8, 6\)'),
+    (
+        'target_bev',
+        lambda value: value.transpose(2, 3),
+        r'shape \(1, 5, 6, 8\), expected \(1, 5, 8, 6\): x \[-12, 12\] m in 3 m cells',
+    ),
+    ('target_bev', lambda value: value[..., :5], r'shape \(1, 5, 8, 5\), expected \(1, 5, 8, 6\)'),
+    ('target_bev', lambda value: torch.cat([value, value]), r'shape \(2, 5, 8, 6\), expected \(1, 5, 8, 6\)'),
 ]
 
 

@@ -36,7 +36,9 @@ print('built', type(model).__name__)
 
 def test_dropped_into_a_checkout(tmp_path: Path) -> None:
     checkout = tmp_path / 'checkout'
-    shutil.copytree(ROOT / 'projects', checkout / 'projects', ignore=shutil.ignore_patterns('__pycache__', '*.egg-info'))
+    shutil.copytree(
+        ROOT / 'projects', checkout / 'projects', ignore=shutil.ignore_patterns('__pycache__', '*.egg-info')
+    )
     config = checkout / 'mine.py'
     base = ROOT / 'configs' / 'mmdet3d' / 'pretrain' / 'geomim_tiny_cpu.py'
     config.write_text(

@@ -27,7 +27,9 @@ def keyframe_batch(model, config) -> dict:
     dataset.update(data_root=str(FRAME), ann_file=INFO.name, data_prefix={name: '' for name in dataset.data_prefix})
     dataset.metainfo.version = 'v1.0-mini'
     sample = DATASETS.build(dataset)[0]
-    batch = dict(inputs={key: [value] for key, value in sample['inputs'].items()}, data_samples=[sample['data_samples']])
+    batch = dict(
+        inputs={key: [value] for key, value in sample['inputs'].items()}, data_samples=[sample['data_samples']]
+    )
     return model.data_preprocessor(batch, True)
 
 

@@ -40,7 +40,9 @@ def ring(bev_aug: torch.Tensor, cams: int = 6) -> CameraRig:
 def student_cell(grid: BEVGrid, rig: CameraRig, centre: torch.Tensor) -> tuple:
     """The cell that receives the feature of the pixel in which the object's centre (augmented LiDAR frame) is seen."""
     bins = DepthBins(0.5, 20.5, 0.25)
-    view = ViewTransform(4, ViewTransformConfig(image_size=IMAGE_SIZE, grid=grid, depth_bins=bins, channels=1, downsample=1))
+    view = ViewTransform(
+        4, ViewTransformConfig(image_size=IMAGE_SIZE, grid=grid, depth_bins=bins, channels=1, downsample=1)
+    )
     uv, depth = project_points(centre[None], rig, 0)
     uv, depth = uv[:, 0], depth[:, 0]
     height, width = IMAGE_SIZE
@@ -74,7 +76,9 @@ def test_student_and_teacher_light_up_the_same_cell(teachers, kind: str, flips, 
     flip = BEVFlip(flip_x=float(flips[0]), flip_y=float(flips[1]))
 
     def flipped(cloud: torch.Tensor) -> tuple:
-        results = flip.transform(dict(points=LiDARPoints(cloud, points_dim=5), bev_aug_matrix=np.eye(4, dtype=np.float32)))
+        results = flip.transform(
+            dict(points=LiDARPoints(cloud, points_dim=5), bev_aug_matrix=np.eye(4, dtype=np.float32))
+        )
         return results['points'].tensor, torch.as_tensor(results['bev_aug_matrix'])[None]
 
     moved, bev_aug = flipped(points)

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 import torch.utils.checkpoint
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 LAYER_NORM_EPS = 1e-5  # the reference's; timm's newer blocks use 1e-6, which shows in the third decimal
@@ -40,6 +41,7 @@ class _BiasedAttentionOnCPU(torch.autograd.Function):
         return attended
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Tuple[Tensor, Tensor, Tensor, Tensor]:
         query, key, value, bias, attended = ctx.saved_tensors
         scale = query.shape[-1] ** -0.5

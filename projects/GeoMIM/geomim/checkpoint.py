@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Dict, List, Tuple, Union
+from typing import Callable, Dict, List, Tuple, Union
 
 from torch import Tensor, nn
 
 from .checkpoint_io import PathLike, read_checkpoint, save_atomically, shapes_differ, some, tensors_of
-from .layouts import LAYOUTS, detect_layout, export_encoder, from_geomim, to_geomim
+from .layouts import LAYOUTS, detect_layout, export_encoder, from_geomim, is_derived, to_geomim
 from .position_bias import resize_position_bias, window_of_table
 from .pretrainer import GeoMIM
 from .swin import SwinEncoder
@@ -71,8 +71,15 @@ def _open(weights: Union[PathLike, Dict[str, Tensor]], layout: str) -> Tuple[Dic
     return state, detected, source
 
 
-def _fit(model: nn.Module, state: Dict[str, Tensor], source: str, layout: str) -> LoadReport:
-    """Load what fits, resize bias tables, refuse other shapes."""
+def _fit(
+    model: nn.Module,
+    state: Dict[str, Tensor],
+    source: str,
+    layout: str,
+    unused: Tuple[str, ...],
+    needs: Callable[[str], bool],
+) -> LoadReport:
+    """Load what fits and resize bias tables; refuse other shapes and absent tensors that the model ``needs``, before anything changes."""
     own = model.state_dict()
     values: Dict[str, Tensor] = {}
     resized: List[str] = []
@@ -98,16 +105,28 @@ def _fit(model: nn.Module, state: Dict[str, Tensor], source: str, layout: str) -
     )
     if bad:
         raise ValueError(f'{source}: {len(bad)} tensors hold values that are not finite: {some(tuple(bad), 4)}')
+    missing = tuple(sorted(name for name in own.keys() - values.keys() if not name.endswith(_OPTIONAL)))
+    required = tuple(name for name in missing if needs(name))
+    if required:
+        raise ValueError(
+            f'{source} ({layout} layout) lacks {len(required)} tensors that the model needs: {some(required)}'
+        )
     model.load_state_dict(values, strict=False)
-    missing = sorted(name for name in own.keys() - values.keys() if not name.endswith(_OPTIONAL))
     return LoadReport(
         source=source,
         layout=layout,
         taken=tuple(sorted(values.keys() - set(resized))),
         resized=tuple(sorted(resized)),
-        missing=tuple(missing),
-        unused=tuple(sorted(state.keys() - own.keys())),
+        missing=missing,
+        unused=unused,
     )
+
+
+def _without_place(state: Dict[str, Tensor], layout: str, model: nn.Module, prefix: str = '') -> Tuple[str, ...]:
+    """Names in the file whose tensors the model has no place for; constants derived from sizes do not count."""
+    own = {prefix + name for name in model.state_dict()}
+    named = (name for name in state if not is_derived(name))
+    return tuple(sorted(name for name in named if not own & to_geomim({name: state[name]}, layout).keys()))
 
 
 def load_pretrained(model: GeoMIM, weights: Union[PathLike, Dict[str, Tensor]], layout: str = 'auto') -> LoadReport:
@@ -119,15 +138,10 @@ def load_pretrained(model: GeoMIM, weights: Union[PathLike, Dict[str, Tensor]], 
         ValueError: an unknown layout, another architecture, an incomplete encoder or checkpoint.
     """
     state, layout, source = _open(weights, layout)
-    renamed = to_geomim(state, layout, len(model.config.decoder.cross_view_after))
-    report = _fit(model, renamed, source, layout)
     partial = layout not in ('geomim', 'reference')
-    required = tuple(name for name in report.missing if not partial or _belongs_to_encoder(name, layout))
-    if required:
-        raise ValueError(
-            f'{source} ({layout} layout) lacks {len(required)} tensors that the model needs: {some(required)}'
-        )
-    return report
+    renamed = to_geomim(state, layout, len(model.config.decoder.cross_view_after))
+    unused = _without_place(state, layout, model)
+    return _fit(model, renamed, source, layout, unused, lambda name: not partial or _belongs_to_encoder(name, layout))
 
 
 def _belongs_to_encoder(name: str, layout: str) -> bool:
@@ -148,8 +162,5 @@ def load_encoder(encoder: SwinEncoder, weights: Union[PathLike, Dict[str, Tensor
         raise ValueError(
             f'{source} ({layout} layout) holds no encoder; its names start with {some(tuple(sorted(state)), 5)}'
         )
-    report = _fit(encoder, own, source, layout)
-    required = tuple(name for name in report.missing if not name.startswith('norm'))
-    if required:
-        raise ValueError(f'{source} ({layout} layout) lacks {len(required)} tensors of the encoder: {some(required)}')
-    return report
+    unused = _without_place(state, layout, encoder, 'encoder.')
+    return _fit(encoder, own, source, layout, unused, lambda name: not name.startswith('norm'))

@@ -83,6 +83,11 @@ def detect_layout(names: Iterable[str]) -> Optional[str]:
     return next((layout for layout, mark in marks if mark in names), None)
 
 
+def is_derived(name: str) -> bool:
+    """Whether a stored tensor is a constant that follows from the sizes (window indices, attention masks, grid, frustum)."""
+    return name.endswith(_CONSTANTS) or name in _GEOMETRY_CONSTANTS
+
+
 def strip_prefix(state: State, prefix: str) -> State:
     """The tensors under ``prefix``, without it; ``state`` itself if there are none."""
     under = {name[len(prefix) :]: value for name, value in state.items() if name.startswith(prefix)}

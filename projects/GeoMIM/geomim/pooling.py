@@ -14,6 +14,7 @@ from typing import Any, Tuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 _SPARE_BAG = 256  # points of a spare bag; one bag for all points off the grid would be one slow thread on a GPU
 
@@ -58,6 +59,7 @@ class _BagPool(torch.autograd.Function):
         return pooled[: plan.num_cells]
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Tuple[Tensor, Tensor, None]:
         depth, context = ctx.saved_tensors
         cells = ctx.plan.cells

@@ -131,7 +131,7 @@ class GeoMIM(nn.Module):
         Raises:
             ValueError: shapes that do not fit the configuration or each other.
         """
-        self._check(images, rig, depth_map)
+        self._check(images, rig, depth_map, target_bev)
         if masks is None:
             masks = self.draw_masks(images.device)
         self._check_masks(masks)
@@ -154,7 +154,7 @@ class GeoMIM(nn.Module):
             depth_losses=tuple(depth_losses),
         )
 
-    def _check(self, images: Tensor, rig: CameraRig, depth_map: Tensor) -> None:
+    def _check(self, images: Tensor, rig: CameraRig, depth_map: Tensor, target_bev: Tensor) -> None:
         size = self.config.view_transform.image_size
         expected = (rig.batch_size, rig.num_cams, 3, *size)
         if tuple(images.shape) != expected:
@@ -165,6 +165,13 @@ class GeoMIM(nn.Module):
         if tuple(depth_map.shape) != (rig.batch_size, rig.num_cams, *size):
             raise ValueError(
                 f'depth maps have shape {tuple(depth_map.shape)}, expected {(rig.batch_size, rig.num_cams, *size)}'
+            )
+
+        grid = self.config.view_transform.output_grid
+        wanted = (rig.batch_size, self.config.target.channels, *grid.shape)
+        if tuple(target_bev.shape) != wanted:
+            raise ValueError(
+                f"the teacher's BEV map has shape {tuple(target_bev.shape)}, expected {wanted}: {grid.describe()}"
             )
 
     def _check_masks(self, masks: Tensor) -> None:

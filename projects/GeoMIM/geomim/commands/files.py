@@ -125,6 +125,14 @@ def run_convert(arguments: argparse.Namespace) -> int:
         raise ValueError(
             f'{arguments.input} holds no encoder in {layout} layout; its names start with {sorted(state)[:5]}'
         )
+    bad = [name for name, value in ours.items() if value.is_floating_point() and not bool(value.isfinite().all())]
+    if bad:
+        raise ValueError(f'{arguments.input}: {len(bad)} tensors hold values that are not finite: {", ".join(bad[:4])}')
+    if arguments.target == 'reference' and 'head.weight' not in ours:
+        raise ValueError(
+            f'{arguments.input} ({layout} layout) holds no whole pretraining model, which the reference layout is for; '
+            'an encoder alone converts to bevdet or mmdet'
+        )
     resized = _resize_windows(ours, arguments.window) if arguments.window else 0
     converted = from_geomim(ours, arguments.target, _view_config(arguments, ours))
     save_atomically({'state_dict': {name: value.contiguous() for name, value in converted.items()}}, arguments.output)
