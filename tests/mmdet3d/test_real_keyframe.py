@@ -24,7 +24,7 @@ def keyframe_batch(model, config) -> dict:
 
     init_default_scope('mmdet3d')
     dataset = config.val_dataloader.dataset
-    dataset.update(data_root=str(FRAME), ann_file=INFO.name, data_prefix={name: '' for name in dataset.data_prefix})
+    dataset.update(data_root=str(FRAME), ann_file=INFO.name, data_prefix=dict.fromkeys(dataset.data_prefix, ''))
     dataset.metainfo.version = 'v1.0-mini'
     sample = DATASETS.build(dataset)[0]
     batch = dict(

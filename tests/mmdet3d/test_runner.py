@@ -75,8 +75,8 @@ def test_a_run_leaves_checkpoint_encoders_log_and_pictures(unbroken: Path) -> No
 
 
 def test_exported_encoder_fills_the_finetuning_backbone(unbroken: Path) -> None:
-    from mmdet3d.registry import MODELS as detection_3d
     from mmdet.registry import MODELS as detection_2d
+    from mmdet3d.registry import MODELS as detection_3d
 
     import geomim.mmdet3d  # noqa: F401
 
