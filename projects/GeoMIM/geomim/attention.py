@@ -36,7 +36,7 @@ class _BiasedAttentionOnCPU(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> Tensor:
-        attended = _FUSED(query, key, value, attn_mask=bias)
+        attended = _FUSED(query.detach(), key.detach(), value.detach(), attn_mask=bias.detach())
         ctx.save_for_backward(query, key, value, bias, attended)
         return attended
 
