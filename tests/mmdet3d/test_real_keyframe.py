@@ -48,7 +48,7 @@ def test_the_tiny_student_begins_to_overfit_the_keyframe() -> None:
     optimizer = torch.optim.AdamW(student.parameters(), lr=4e-3)
     generator = torch.Generator().manual_seed(0)
     first = None
-    for _ in range(25):
+    for _ in range(30):
         result = model.run_student(inputs, generator)
         (result.reconstruction_loss + result.depth_loss).backward()
         optimizer.step()
@@ -57,4 +57,4 @@ def test_the_tiny_student_begins_to_overfit_the_keyframe() -> None:
     figures = {name: float(value.float().mean()) for name, value in measure(inputs, result, student).items()}
     assert figures['labelled_cells'] > 500
     assert figures['reconstruction_loss'] < figures['constant_map_loss']
-    assert float(result.depth_loss) < 0.85 * float(first.depth_loss)
+    assert float(result.depth_loss) < 0.75 * float(first.depth_loss)
