@@ -51,8 +51,10 @@ def nuscenes_version(root: Path) -> str:
 
 def make_infos(root: Path, version: str, work: Path) -> Path:
     """Info files by mmdet3d's converter, which insists on the path ./data/nuscenes; they go to ``work``, never into the data folder."""
-    view = work / 'data' / 'nuscenes'
-    if (view / 'nuscenes_infos_val.pkl').is_file() and (view / 'nuscenes_infos_train.pkl').is_file():
+    view, stamp = work / 'data' / 'nuscenes', work / 'data' / 'complete'
+    if stamp.is_file():
+        if stamp.read_text() != str(root):
+            raise SystemExit(f'{work} belongs to DATA={stamp.read_text()}, not {root}: give another OUT')
         return view
     view.mkdir(parents=True, exist_ok=True)
     for entry in root.iterdir():
@@ -62,7 +64,9 @@ def make_infos(root: Path, version: str, work: Path) -> Path:
     existing = [root / f'nuscenes_infos_{split}.pkl' for split in ('train', 'val')]
     if all(path.is_file() for path in existing):
         for path in existing:
-            (view / path.name).symlink_to(path.resolve())
+            if not (view / path.name).exists():
+                (view / path.name).symlink_to(path.resolve())
+        stamp.write_text(str(root))
         return view
     say(
         f"Making the info files of {root} with mmdet3d's converter (once; minutes for v1.0-mini, hours for v1.0-trainval) ..."
@@ -78,6 +82,7 @@ def make_infos(root: Path, version: str, work: Path) -> Path:
         '    update_pkl_infos("nuscenes", out_dir="data/nuscenes", pkl_path=f"data/nuscenes/nuscenes_infos_{split}.pkl")\n'
     )
     subprocess.run([sys.executable, '-c', code], cwd=work, check=True)
+    stamp.write_text(str(root))  # last: an interrupted conversion is done again
     return view
 
 

@@ -150,11 +150,31 @@ def test_two_processes_give_the_gradients_of_one(frames: Path, tmp_path: Path) -
         assert float((one[name] - two[name]).abs().max()) / scale < 1e-4, name
 
 
-def test_a_foreign_checkpoint_is_refused_by_the_runner(frames: Path, tmp_path: Path) -> None:
+def test_a_runs_own_checkpoint_is_read_on_an_older_torch_too(unbroken: Path, monkeypatch) -> None:
+    from mmengine.logging import HistoryBuffer
+
+    from geomim.mmdet3d.compat import load_local_checkpoint
+
+    path = unbroken / 'iter_4.pth'
+    current = load_local_checkpoint(path, 'cpu')
+    monkeypatch.delattr(torch.serialization, 'get_unsafe_globals_in_checkpoint', raising=False)
+    older = load_local_checkpoint(path, 'cpu')
+    for loaded in (current, older):
+        log = loaded['message_hub']['log_scalars']['train/loss']
+        assert isinstance(log, HistoryBuffer)
+        assert log.statistics('mean') == pytest.approx(current['message_hub']['log_scalars']['train/loss'].mean())
+    for name, value in current['state_dict'].items():
+        assert torch.equal(older['state_dict'][name], value)
+
+
+@pytest.mark.parametrize('torch_knows', ['stand-ins', 'nothing'])
+def test_a_foreign_checkpoint_is_refused_by_the_runner(tmp_path: Path, monkeypatch, torch_knows: str) -> None:
     from mmengine.runner.checkpoint import CheckpointLoader
 
     import geomim.mmdet3d  # noqa: F401
 
+    if torch_knows == 'nothing':
+        monkeypatch.delattr(torch.serialization, 'get_unsafe_globals_in_checkpoint', raising=False)
     marker = tmp_path / 'ran'
 
     class Evil:

@@ -54,6 +54,8 @@ _BOOKKEEPING: Dict[str, Callable[..., Any]] = {
 class _RestrictedUnpickler(pickle.Unpickler):
     """For torch < 2.5, where the weights-only reader knows no stand-ins: tensors, plain containers and inert bookkeeping."""
 
+    further: Dict[str, Any] = {}
+
     def find_class(self, module: str, name: str) -> Any:
         allowed: Dict[str, Any] = {
             'collections.OrderedDict': OrderedDict,
@@ -62,8 +64,10 @@ class _RestrictedUnpickler(pickle.Unpickler):
             'torch.Size': torch.Size,
             'torch.device': torch.device,
             'builtins.set': set,
+            **self.further,
         }
-        full = f'{module}.{name}'
+        room = 'builtins' if module == '__builtin__' else module  # pickle's older protocols use the older name
+        full = f'{room}.{name}'
         if full in allowed:
             return allowed[full]
         if (
@@ -77,9 +81,19 @@ class _RestrictedUnpickler(pickle.Unpickler):
         raise pickle.UnpicklingError(f'it refers to {full}, which is no tensor or plain container')
 
 
-def _restricted_load(file: Any, **options: Any) -> Any:
-    # torch reads the head of a file in its old format with this function, before it knows whether it is a checkpoint at all.
-    return _RestrictedUnpickler(file, **options).load()
+def restricted_reader(further: Dict[str, Any]) -> SimpleNamespace:
+    """A ``pickle_module`` for ``torch.load`` that finds tensors, plain containers, inert bookkeeping and the names in ``further``."""
+
+    class Reader(_RestrictedUnpickler):
+        pass
+
+    Reader.further = further
+
+    def load(file: Any, **options: Any) -> Any:
+        # torch reads the head of a file in its old format with this function, before it knows whether it is a checkpoint at all.
+        return Reader(file, **options).load()
+
+    return SimpleNamespace(Unpickler=Reader, load=load, __name__='restricted_pickle')
 
 
 def _torch_load(path: PathLike) -> Any:
@@ -87,8 +101,7 @@ def _torch_load(path: PathLike) -> Any:
         stand_ins = [(stand_in, name) for name, stand_in in _BOOKKEEPING.items()]
         with torch.serialization.safe_globals(stand_ins):  # type: ignore[arg-type]
             return torch.load(path, map_location='cpu', weights_only=True)
-    reader = SimpleNamespace(Unpickler=_RestrictedUnpickler, load=_restricted_load, __name__='restricted_pickle')
-    return torch.load(path, map_location='cpu', pickle_module=reader)
+    return torch.load(path, map_location='cpu', pickle_module=restricted_reader({}))
 
 
 def _reason(error: Exception) -> str:

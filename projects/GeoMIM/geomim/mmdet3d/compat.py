@@ -15,6 +15,8 @@ import torch.distributed as torch_dist
 from mmengine.logging import HistoryBuffer, print_log
 from mmengine.runner.checkpoint import CheckpointLoader
 
+from ..checkpoint_io import restricted_reader
+
 _STATISTICS = ('min', 'max', 'mean', 'current')
 
 
@@ -23,6 +25,13 @@ def _statistic_of(owner: Any, name: str) -> Any:
     if owner is HistoryBuffer and name in _STATISTICS:
         return getattr(owner, name)
     raise ValueError(f'refused to look up {name!r} of {owner!r} while reading a checkpoint')
+
+
+def _latin1(text: str, encoding: str) -> bytes:
+    """How pickle writes bytes in its older protocols."""
+    if encoding != 'latin1':
+        raise ValueError(f'refused to encode with {encoding!r} while reading a checkpoint')
+    return text.encode(encoding)
 
 
 def _allowed() -> list:
@@ -36,6 +45,13 @@ def _allowed() -> list:
     return allowed
 
 
+def _allowed_by_name() -> dict:
+    named = {entry[1]: entry[0] for entry in _allowed() if isinstance(entry, tuple)}
+    classes = (entry for entry in _allowed() if not isinstance(entry, tuple))
+    by_name = {f'{kind.__module__}.{kind.__qualname__}': kind for kind in classes}
+    return {**by_name, **named, 'numpy.dtype': np.dtype, '_codecs.encode': _latin1}
+
+
 def load_local_checkpoint(filename: str, map_location: Any) -> Any:
     """Read a local checkpoint with ``weights_only=True``, allowing the log histories of mmengine's own runs.
 
@@ -46,9 +62,12 @@ def load_local_checkpoint(filename: str, map_location: Any) -> Any:
     filename = osp.expanduser(str(filename))
     if not osp.isfile(filename):
         raise FileNotFoundError(f'checkpoint {filename} does not exist')
-    if not hasattr(torch.serialization, 'safe_globals'):  # torch < 2.4 cannot be told what to allow
-        return torch.load(filename, map_location=map_location)
     try:
+        if not hasattr(
+            torch.serialization, 'get_unsafe_globals_in_checkpoint'
+        ):  # an older torch cannot be told what to allow
+            reader = restricted_reader(_allowed_by_name())
+            return torch.load(filename, map_location=map_location, pickle_module=reader)
         with torch.serialization.safe_globals(_allowed()):
             return torch.load(filename, map_location=map_location, weights_only=True)
     except Exception as error:
