@@ -40,7 +40,12 @@ def package_data() -> Dict[str, List[str]]:
     """Configs are data, listed one by one because `**` needs setuptools >= 62.3."""
     configs = ROOT / 'configs'
     files = sorted(p.relative_to(configs) for p in configs.rglob('*') if p.is_file() and p.suffix in ('.py', '.md'))
-    return {'geomim': ['py.typed'], 'geomim.configs': [p.as_posix() for p in files]}
+    rigs = sorted(p.name for p in (ROOT / CORE / 'synthetic' / 'rigs').glob('*.json'))
+    return {
+        'geomim': ['py.typed'],
+        'geomim.synthetic': [f'rigs/{name}' for name in rigs],
+        'geomim.configs': [p.as_posix() for p in files],
+    }
 
 
 def extras() -> Dict[str, List[str]]:

@@ -1,168 +1,264 @@
-"""Pretrain a small GeoMIM through mmdet3d's own training script: on a nuScenes folder, or on frames that are generated.
+"""The story in one command: make a small world, train a LiDAR teacher on it, pretrain GeoMIM, write a report.
 
-    python tools/demo.py                                   # generated frames
-    python tools/demo.py --data /datasets/nuscenes         # real data; its info files are made if they are missing
+    python tools/demo.py                                   # a synthetic world
+    python tools/demo.py --data /datasets/nuscenes         # the same on real data; its folder is left as it is
 
-An interrupted run goes on where its last checkpoint was.
+Each finished step is kept: an interrupted run goes on where it was, training from its last checkpoint.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
+import shlex
 import subprocess
 import sys
+import time
+from dataclasses import replace
 from pathlib import Path
-from typing import List, Tuple
+from typing import Any, Dict, List, NamedTuple
+
+import demo_pictures
+import report
 
 ROOT = Path(__file__).resolve().parent.parent
-CONFIGS = ROOT / 'configs' / 'mmdet3d' / 'pretrain'
-VERSIONS = ('v1.0-trainval', 'v1.0-mini')
+CONFIGS = ROOT / 'configs' / 'mmdet3d'
+TEACHER = CONFIGS / 'teacher' / 'centerpoint_pillar_tiny_synthetic.py'
+STUDENT = CONFIGS / 'pretrain' / 'geomim_tiny_synthetic.py'
+SYNTHETIC_WIDTH = 400  # pixels, of the images that STUDENT's resize factors are for
+LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
+
+
+class Data(NamedTuple):
+    """A nuScenes folder, its version, where its info files are, and what a synthetic one holds ({} for real data)."""
+
+    root: Path
+    version: str
+    infos: Path
+    summary: Dict[str, Any]
 
 
 def say(text: str) -> None:
     print(text, flush=True)
 
 
-def mmdet3d_tools() -> Path:
-    """The scripts inside the installed mmdet3d."""
-    import mmdet3d
-
-    tools = Path(mmdet3d.__file__).parent / '.mim' / 'tools'
-    if not (tools / 'train.py').is_file():
-        tools = Path(mmdet3d.__file__).parent.parent / 'tools'  # a source checkout
-    if not (tools / 'train.py').is_file():
-        raise SystemExit(
-            f'mmdet3d in {Path(mmdet3d.__file__).parent} has no tools/train.py; install it with pip or from its repository'
-        )
-    return tools
+def run(title: str, command: List[str]) -> None:
+    """Run a step's command with its output shown; a failure ends the demonstration."""
+    say(f'\n=== {title}\n$ {shlex.join(command)}')
+    start = time.monotonic()
+    subprocess.run(command, check=True, cwd=ROOT, env={**os.environ, 'PYTHONWARNINGS': 'ignore'})
+    say(f'=== done in {time.monotonic() - start:.0f} s')
 
 
-def nuscenes_version(root: Path) -> str:
-    """The version folder that a nuScenes root holds."""
-    found = [version for version in VERSIONS if (root / version / 'sample.json').is_file()]
-    if not found:
-        raise SystemExit(
-            f'{root} is no nuScenes root: it has neither {VERSIONS[0]}/sample.json nor {VERSIONS[1]}/sample.json. '
-            'DATA must name the folder that holds samples/, sweeps/, maps/ and a version folder.'
-        )
-    return found[0]
+def prepare_data(arguments: argparse.Namespace) -> Data:
+    """The world or the given data, with info files."""
+    from geomim.mmdet3d.infos import find_version, info_names
+    from geomim.synthetic.world import summarise
 
-
-def make_infos(root: Path, version: str, work: Path) -> Path:
-    """Info files by mmdet3d's converter, which insists on the path ./data/nuscenes; they go to ``work``, never into the data folder."""
-    view, stamp = work / 'data' / 'nuscenes', work / 'data' / 'complete'
-    if stamp.is_file():
-        if stamp.read_text() != str(root):
-            raise SystemExit(f'{work} belongs to DATA={stamp.read_text()}, not {root}: give another OUT')
-        return view
-    view.mkdir(parents=True, exist_ok=True)
-    for entry in root.iterdir():
-        link = view / entry.name
-        if not link.exists() and not entry.name.endswith('.pkl'):
-            link.symlink_to(entry.resolve())
-    existing = [root / f'nuscenes_infos_{split}.pkl' for split in ('train', 'val')]
-    if all(path.is_file() for path in existing):
-        for path in existing:
-            if not (view / path.name).exists():
-                (view / path.name).symlink_to(path.resolve())
-        stamp.write_text(str(root))
-        return view
-    say(
-        f"Making the info files of {root} with mmdet3d's converter (once; minutes for v1.0-mini, hours for v1.0-trainval) ..."
-    )
-    code = (
-        'from mmdet3d.utils import register_all_modules; register_all_modules()\n'
-        'import sys; sys.argv = ["create_data.py", "nuscenes"]\n'
-        f'sys.path.insert(0, {str(mmdet3d_tools())!r}); sys.path.insert(0, {str(mmdet3d_tools().parent)!r})\n'
-        'from dataset_converters import nuscenes_converter\n'
-        'from dataset_converters.update_infos_to_v2 import update_pkl_infos\n'
-        f'nuscenes_converter.create_nuscenes_infos("data/nuscenes", "nuscenes", version={version!r}, max_sweeps=10)\n'
-        'for split in ("train", "val"):\n'
-        '    update_pkl_infos("nuscenes", out_dir="data/nuscenes", pkl_path=f"data/nuscenes/nuscenes_infos_{split}.pkl")\n'
-    )
-    subprocess.run([sys.executable, '-c', code], cwd=work, check=True)
-    stamp.write_text(str(root))  # last: an interrupted conversion is done again
-    return view
-
-
-def prepare(arguments: argparse.Namespace) -> Tuple[Path, List[str]]:
-    """The configuration and the options that point it to the data."""
     if arguments.data:
         root = Path(arguments.data).expanduser().resolve()
         if not root.is_dir():
             raise SystemExit(f'DATA={arguments.data}: no such folder')
-        version = nuscenes_version(root)
-        data = make_infos(root, version, arguments.out)
-        config = CONFIGS / 'geomim_tiny_cpu.py'
+        infos = root if all((root / name).is_file() for name in info_names()) else arguments.out / 'infos'
+        check_owner(arguments.out, root)
     else:
-        from geomim.synthetic.frame import write_frame
+        root = infos = arguments.out / 'world'
+        command = [sys.executable, '-m', 'geomim', 'synthesize', str(root), '--scenes', arguments.scenes]
+        command += ['--frames', str(arguments.frames), '--seed', str(arguments.seed), '--no-infos']
+        run('A small world in the nuScenes format', command)
+    version = find_version(root)
+    if not all((infos / name).is_file() for name in info_names()):
+        command = [sys.executable, '-m', 'geomim.mmdet3d.infos', str(root), '--out', str(infos)]
+        run("Info files by mmdet3d's converter", command)
+    return Data(root, version, infos, {} if arguments.data else summarise(root, version))
 
-        say('No DATA given: generating four frames with six cameras and LiDAR ...')
-        data, version = write_frame(arguments.out / 'frame'), 'v1.0-mini'
-        config = CONFIGS / 'geomim_tiny_cpu_frame.py'
+
+def check_owner(out: Path, root: Path) -> None:
+    """A folder of results belongs to one data folder."""
+    owner = out / 'data.txt'
+    if owner.is_file() and owner.read_text(encoding='utf-8') != str(root):
+        raise SystemExit(f'{out} belongs to DATA={owner.read_text(encoding="utf-8")}, not {root}: give another OUT')
+    owner.write_text(str(root), encoding='utf-8')
+
+
+def data_options(data: Data) -> List[str]:
+    """Options that point a configuration to the data."""
     options = []
-    for loader in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
-        options += [f'{loader}.dataset.data_root={data}/', f'{loader}.dataset.metainfo.version={version}']
-    return config, options
+    for loader, split in zip(LOADERS, ('train', 'val', 'val')):
+        options += [f'{loader}.dataset.data_root={data.root}/', f'{loader}.dataset.metainfo.version={data.version}']
+        options.append(f'{loader}.dataset.ann_file={data.infos}/nuscenes_infos_{split}.pkl')
+    return options
+
+
+def schedule_options(iterations: int, warm_up: int) -> List[str]:
+    """Options that set a run's length."""
+    options = [f'train_cfg.max_iters={iterations}', f'train_cfg.val_interval={iterations}']
+    options += [f'param_scheduler.0.end={warm_up}', f'param_scheduler.1.T_max={iterations}']
+    return [
+        *options,
+        f'param_scheduler.1.end={iterations}',
+        f'default_hooks.checkpoint.interval={max(1, iterations // 3)}',
+    ]
+
+
+def train(title: str, config: Path, folder: Path, iterations: int, options: List[str]) -> Path:
+    """Train by mmdet3d's own script, or go on with it; returns the last checkpoint."""
+    from geomim.mmdet3d.infos import mmdet3d_tools
+
+    finished = folder / f'iter_{iterations}.pth'
+    if finished.is_file():
+        say(f'\n=== {title}: {finished} is there; remove {folder} or give another OUT to train again')
+        return finished
+    command = [sys.executable, str(mmdet3d_tools() / 'train.py'), str(config), '--work-dir', str(folder), '--resume']
+    run(title, [*command, '--cfg-options', *options])
+    return finished
+
+
+def train_teacher(arguments: argparse.Namespace, data: Data) -> Path:
+    folder = arguments.out / 'teacher'
+    options = data_options(data) + schedule_options(arguments.teacher_iterations, arguments.teacher_iterations // 12)
+    for evaluator in ('val_evaluator', 'test_evaluator'):
+        options += [f'{evaluator}.data_root={data.root}/', f'{evaluator}.ann_file={data.infos}/nuscenes_infos_val.pkl']
+        options.append(f'{evaluator}.jsonfile_prefix={folder / "results"}')
+    options.append(f'randomness.seed={arguments.seed}')
+    return train('The teacher: a small LiDAR detector', TEACHER, folder, arguments.teacher_iterations, options)
+
+
+def student_options(arguments: argparse.Namespace, data: Data, teacher: Path) -> List[str]:
+    """Options of pretraining, without those of its length."""
+    options = [*data_options(data), f'model.teacher.checkpoint={teacher}', f'randomness.seed={arguments.seed}']
+    return options + image_options(image_width(data))
+
+
+def image_width(data: Data) -> int:
+    """Width of the cameras' images, pixels, from the tables."""
+    rows = json.loads((data.root / data.version / 'sample_data.json').read_text(encoding='utf-8'))
+    return next(row['width'] for row in rows if row['width'])
+
+
+def image_options(width: int) -> List[str]:
+    """Options that fit the resize factors to images of a width."""
+    from mmengine.config import Config
+
+    scale, config, options = SYNTHETIC_WIDTH / width, Config.fromfile(STUDENT), []
+    for loader in LOADERS:
+        for number, step in enumerate(config[loader].dataset.pipeline):
+            if step['type'] == 'SurroundImageAug' and scale != 1:
+                lower, upper = (factor * scale for factor in step['resize'])
+                place = f'{loader}.dataset.pipeline.{number}'
+                options += [
+                    f'{place}.resize=({lower:.5f},{upper:.5f})',
+                    f'{place}.test_resize={step["test_resize"] * scale:.5f}',
+                ]
+    return options
+
+
+def evaluate(arguments: argparse.Namespace, options: List[str], checkpoint: Path) -> Dict[str, Any]:
+    """Figures of the pretrained student on validation frames."""
+    figures = arguments.out / 'figures.json'
+    if not figures.is_file() or figures.stat().st_mtime < checkpoint.stat().st_mtime:
+        command = [
+            sys.executable,
+            'tools/evaluate_pretraining.py',
+            str(STUDENT),
+            str(checkpoint),
+            '--out',
+            str(figures),
+        ]
+        run('Evaluation of the reconstruction', [*command, '--cfg-options', *options])
+    content: Dict[str, Any] = json.loads(figures.read_text(encoding='utf-8'))
+    return content
+
+
+def tell(arguments: argparse.Namespace, data: Data, figures: Dict[str, Any], seconds: float) -> Path:
+    """Write the report."""
+    out = arguments.out
+    rows = [row for row in report.read_scalars(out / 'teacher') if any(key.endswith('/mAP') for key in row)]
+    metrics = rows[-1] if rows else {}
+    pictures = demo_pictures.world_pictures(data.root, data.version)
+    teacher = report.teacher_section(out / 'teacher', metrics)
+    detections = demo_pictures.detection_pictures(data.root, data.version, out / 'teacher' / 'results')
+    teacher = replace(teacher, items=(*teacher.items, *detections))
+    what = 'real nuScenes data' if arguments.data else f'a synthetic world (seed {arguments.seed})'
+    story = report.Story(
+        title='GeoMIM in one command',
+        lead=f'A LiDAR detector and a camera network on {what}: what was made, trained and measured.',
+        facts=facts(arguments, data, seconds),
+        cards=report.headline_cards(metrics, figures, figures.get('frames', 0)),
+        sections=(
+            report.world_section(data.summary, pictures),
+            teacher,
+            report.pretraining_section(out / 'run', figures),
+        ),
+        command=shlex.join(['python', *sys.argv]),
+    )
+    return report.write_report(out / 'report.html', story)
+
+
+def facts(arguments: argparse.Namespace, data: Data, seconds: float) -> List[Any]:
+    import platform
+
+    import torch
+
+    from geomim import __version__
+
+    return [
+        ('Data', f'{data.root} ({data.version})'),
+        ('Teacher', f'{arguments.teacher_iterations} iterations'),
+        ('Pretraining', f'{arguments.iterations} iterations'),
+        ('This call', f'{seconds / 60:.1f} minutes'),
+        (
+            'Machine',
+            f'{os.cpu_count()} cores, {"GPU" if torch.cuda.is_available() else "no GPU"}, {platform.machine()}',
+        ),
+        ('Versions', f'geomim {__version__}, torch {torch.__version__}, Python {platform.python_version()}'),
+    ]
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        '--data', default='', help='nuScenes root (samples/, sweeps/, v1.0-*); default: a synthetic world'
+    )
+    parser.add_argument('--out', type=Path, default=ROOT / 'work_dirs' / 'demo', help='where the results go')
+    parser.add_argument('--scenes', default='16+4', help='of the synthetic world, as for `python -m geomim synthesize`')
+    parser.add_argument('--frames', type=int, default=5, help='keyframes a scene of the synthetic world')
+    parser.add_argument('--teacher-iterations', type=int, default=450)
+    parser.add_argument('--iterations', type=int, default=160, help='of pretraining')
+    parser.add_argument('--seed', type=int, default=0, help='of the world and of both trainings')
+    arguments = parser.parse_args()
+    arguments.out = arguments.out.expanduser().resolve()
+    return arguments
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        '--data', default='', help='nuScenes root (samples/, sweeps/, maps/, v1.0-*); default: generated frames'
-    )
-    parser.add_argument('--out', type=Path, default=ROOT / 'work_dirs' / 'demo', help='where the results go')
-    parser.add_argument('--config', type=Path, help='another pretraining configuration')
-    parser.add_argument('--iterations', type=int, default=60)
-    arguments = parser.parse_args()
-    arguments.out = arguments.out.expanduser().resolve()
+    start = time.monotonic()
+    arguments = parse_arguments()
     arguments.out.mkdir(parents=True, exist_ok=True)
-    config, options = prepare(arguments)
-    run = arguments.out / 'run'
-    options += [f'iterations={arguments.iterations}', f'train_cfg.max_iters={arguments.iterations}']
-    options += [f'train_cfg.val_interval={arguments.iterations}', f'param_scheduler.1.T_max={arguments.iterations}']
-    options += [f'param_scheduler.1.end={arguments.iterations}']
-    command = [
-        sys.executable,
-        str(mmdet3d_tools() / 'train.py'),
-        str(arguments.config or config),
-        '--work-dir',
-        str(run),
-        '--resume',
-    ]
-    finished = run / f'iter_{arguments.iterations}.pth'
-    if finished.is_file():
-        say(f'{finished} exists: this run is complete. Give another OUT, or remove {run}, to run again.')
-    else:
-        say(f'Pretraining for {arguments.iterations} iterations; the log is also written under {run} ...')
-        environment = {**os.environ, 'PYTHONWARNINGS': 'ignore'}
-        subprocess.run([*command, '--cfg-options', *options], check=True, env=environment, cwd=ROOT)
-    report(run)
-
-
-def report(run: Path) -> None:
-    """Where everything lies."""
-    logs = sorted(run.glob('*/*.log'))
-    pictures = sorted(run.glob('*/vis_data/vis_image/*.png'))
+    data = prepare_data(arguments)
+    teacher = train_teacher(arguments, data)
+    options = student_options(arguments, data, teacher)
+    length = schedule_options(arguments.iterations, arguments.iterations // 10)
+    length.append(f'custom_hooks.2.interval={max(1, arguments.iterations // 3)}')
+    student = train('GeoMIM pretraining', STUDENT, arguments.out / 'run', arguments.iterations, options + length)
+    figures = evaluate(arguments, options, student)
+    page = tell(arguments, data, figures, time.monotonic() - start)
     say('\nDone.')
-    for title, paths in (
-        ('checkpoint', sorted(run.glob('iter_*.pth'), key=lambda path: path.stat().st_mtime)[-1:]),
-        ('encoder for finetuning', sorted(run.glob('encoder*.pth'))),
-        ('log', logs[-1:]),
-        ('pictures', pictures),
+    for title, path in (
+        ('report', page),
+        ('teacher', teacher),
+        ('student', student),
+        *(('encoder for finetuning', path) for path in sorted((arguments.out / 'run').glob('encoder*.pth'))),
     ):
-        for path in paths:
-            say(f'  {title + ":":<24}{path}')
-    say(f'  {"TensorBoard:":<24}tensorboard --logdir {run}')
+        say(f'  {title + ":":<24}{path}')
 
 
 if __name__ == '__main__':
     try:
         main()
     except subprocess.CalledProcessError as error:
-        raise SystemExit(
-            f'{Path(error.cmd[1]).name} stopped with exit status {error.returncode}; its messages are above'
-        ) from error
+        name = Path(error.cmd[1]).name if error.cmd[1] != '-m' else error.cmd[2]
+        raise SystemExit(f'{name} stopped with exit status {error.returncode}; its messages are above') from error
     except KeyboardInterrupt:
-        raise SystemExit('\nInterrupted; the same command goes on from the last checkpoint.') from None
+        raise SystemExit('\nInterrupted; the same command goes on from the last finished step or checkpoint.') from None

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import threading
+from types import SimpleNamespace
 from typing import Tuple
 
 import pytest
@@ -16,6 +18,7 @@ from mmdet3d.models.middle_encoders import SparseEncoder  # noqa: E402
 
 from geomim.mmdet3d.encoders import BEVFusionLSparseEncoder  # noqa: E402
 from geomim.mmdet3d.sparse import (  # noqa: E402
+    SparseOnCPUHook,
     draw_weights,
     kernel_order,
     reorder_kernels,
@@ -208,3 +211,38 @@ def test_the_encoder_is_the_transpose_of_mmdet3ds():
 def test_a_sparse_shape_of_two_axes_is_refused():
     with pytest.raises(ValueError, match=r'sparse_shape must be cells along \(x, y, z\), got \(40, 36\)'):
         BEVFusionLSparseEncoder(in_channels=5, sparse_shape=(40, 36))
+
+
+@pytest.mark.parametrize('stride', [1, 2])
+def test_the_hook_makes_gradients_on_a_cpu_right(two_threads, monkeypatch, stride):
+    from spconv.pytorch import ops
+
+    if torch.cuda.is_available():
+        pytest.skip('a CPU matter')
+    monkeypatch.setattr(ops, 'get_current_stream', ops.get_current_stream)  # undone afterwards
+    features, indices = voxels(3, channels=8)
+    kind = spconv.SubMConv3d if stride == 1 else spconv.SparseConv3d
+    layer = kind(8, 8, 3, stride=stride, padding=1, bias=False)
+    runner = SimpleNamespace(model=layer, logger=logging.getLogger('test'))
+    SparseOnCPUHook().before_run(runner)
+    assert torch.get_num_threads() == 1
+
+    sparse_input, dense_input = (features.clone().requires_grad_() for _ in range(2))
+    result = layer(spconv.SparseConvTensor(sparse_input, indices, list(SHAPE), 1)).dense()
+    volume = torch.zeros(1, *SHAPE, 8).index_put(tuple(indices.long().T), dense_input)
+    kernel = layer.weight.detach().clone().requires_grad_()
+    expected = nn.functional.conv3d(
+        volume.permute(0, 4, 1, 2, 3), kernel.permute(0, 4, 1, 2, 3), stride=stride, padding=1
+    )
+    occupied = result.detach().abs().sum(dim=1, keepdim=True) > 0  # a submanifold convolution stays on its voxels
+    weight = torch.rand(expected.shape, generator=torch.Generator().manual_seed(1)) * occupied
+    (result * weight).sum().backward()
+    (expected * weight).sum().backward()
+    torch.testing.assert_close(sparse_input.grad, dense_input.grad, atol=2e-5, rtol=1e-4)
+    torch.testing.assert_close(layer.weight.grad, kernel.grad, atol=2e-3, rtol=1e-4)
+
+
+def test_the_hook_leaves_models_without_sparse_convolutions_alone(two_threads):
+    runner = SimpleNamespace(model=nn.Conv2d(1, 1, 1), logger=logging.getLogger('test'))
+    SparseOnCPUHook().before_run(runner)
+    assert torch.get_num_threads() == two_threads

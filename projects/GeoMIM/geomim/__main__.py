@@ -6,16 +6,17 @@ import argparse
 import sys
 from typing import List, Optional
 
-from .commands import files, verify
+from .commands import files, synthesize, verify
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog='python -m geomim', description='GeoMIM checkpoints and proofs.')
+    parser = argparse.ArgumentParser(prog='python -m geomim', description='GeoMIM checkpoints, proofs and data.')
     commands = parser.add_subparsers(dest='command', metavar='command', required=True)
     for name, add_arguments, run, text in (
         ('inspect', files.add_inspect_arguments, files.run_inspect, 'say what a checkpoint holds'),
         ('convert', files.add_convert_arguments, files.run_convert, 'write a checkpoint in another layout'),
         ('verify', verify.add_arguments, verify.run, 'compare the installed code with reference tensors'),
+        ('synthesize', synthesize.add_arguments, synthesize.run, 'make a small world in the nuScenes format'),
     ):
         command = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + '.')
         add_arguments(command)

@@ -13,6 +13,7 @@ from .model import GeoMIMPretrainer
 from .optim_wrappers import SkipNonFiniteAmpOptimWrapper, SkipNonFiniteOptimWrapper
 from .preprocessor import GeoMIMDataPreprocessor
 from .randomness import EpochSeedHook
+from .sparse import SparseOnCPUHook
 from .teacher import GivenBEVTeacher, LidarTeacher, TeacherRecord
 from .transforms import BEVFlip, PackGeoMIMInputs, PointsToDepthMap, SurroundImageAug
 
@@ -38,6 +39,7 @@ __all__ = [
     'ReconstructionPicturesHook',
     'SkipNonFiniteAmpOptimWrapper',
     'SkipNonFiniteOptimWrapper',
+    'SparseOnCPUHook',
     'SurroundImageAug',
     'TeacherGuardHook',
     'TeacherRecord',

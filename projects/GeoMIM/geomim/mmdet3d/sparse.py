@@ -9,17 +9,22 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from typing import Dict, Iterator, Mapping, Optional, Tuple
+from typing import Any, Dict, Iterator, Mapping, Optional, Tuple
 
 import torch
 from mmdet3d.models.layers.spconv import IS_SPCONV2_AVAILABLE
 from mmdet3d.models.middle_encoders import SparseEncoder
+from mmengine.hooks import Hook
+from mmengine.registry import HOOKS
 from torch import Tensor, nn
 
 if IS_SPCONV2_AVAILABLE:
+    from spconv.pytorch import ops as spconv_ops
     from spconv.pytorch.conv import SparseConvolution
 else:
     from mmcv.ops.sparse_conv import SparseConvolution
+
+    spconv_ops = None
 
 KERNEL_ORDERS = ('spconv1', 'spconv2')
 INSTALLED_ORDER = 'spconv2' if IS_SPCONV2_AVAILABLE else 'spconv1'
@@ -130,3 +135,27 @@ def reorder_kernels(
     if order != INSTALLED_ORDER:
         result.update({key: turned(stored, INSTALLED_ORDER).contiguous() for key, (stored, _) in pairs.items()})
     return result, order
+
+
+def no_stream() -> int:
+    """What stands for CUDA's current stream where there is no CUDA; spconv 2.3 asks for it in every backward."""
+    return 0
+
+
+@HOOKS.register_module()
+class SparseOnCPUHook(Hook):
+    """Lets a detector with sparse convolutions be trained on a CPU: one torch thread, and a backward without a stream.
+
+    For a model on a GPU it does nothing. Evaluation is covered too, since the threads stay at one for the run.
+    """
+
+    priority = 'VERY_HIGH'
+
+    def before_run(self, runner: Any) -> None:
+        """Prepare this process."""
+        if torch.cuda.is_available() or not sparse_convolutions(runner.model):
+            return
+        if spconv_ops is not None:
+            spconv_ops.get_current_stream = no_stream
+        torch.set_num_threads(1)
+        runner.logger.info('SparseOnCPUHook: one thread, since spconv computes wrong numbers on a CPU with several')

@@ -1,0 +1,85 @@
+"""A street along a circular arc: where its strips lie, how high they are, and what they are made of.
+
+Road coordinates: s metres along the centre line, d metres to its left. World frame: x, y metres, z up; the centre line
+starts at the origin along x. The carriageway is at z = 0, everything beyond the kerbs at ``KERB_HEIGHT``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Tuple
+
+import numpy as np
+
+LANE = 3.5  # width of each of the two lanes; traffic keeps to the right
+KERB = 7.0  # |d| of the kerbs; between lane and kerb cars park
+KERB_HEIGHT = 0.15
+SIDEWALK = 10.5  # |d| where it ends and terrain begins
+MIN_CURVATURE = 1e-5  # 1/m; straighter than this looks straight and computes badly
+
+
+@dataclass(frozen=True)
+class Road:
+    """A street.
+
+    Args:
+        curvature: of the centre line, 1/m, positive to the left.
+        crossing: s of a zebra crossing's beginning, metres.
+    """
+
+    curvature: float
+    crossing: float
+
+    def _signed_radius(self) -> Tuple[float, float]:
+        sign = -1.0 if self.curvature < 0 else 1.0
+        return sign, 1.0 / max(abs(self.curvature), MIN_CURVATURE)
+
+    def place(self, s: np.ndarray, d: np.ndarray) -> Tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(s, d) -> x, y, heading of the street there (radians)."""
+        sign, radius = self._signed_radius()
+        angle = np.asarray(s) / radius
+        reach = radius - sign * np.asarray(d)
+        # radius - reach * cos, without the cancellation of a large radius
+        across = 2 * reach * np.sin(angle / 2) ** 2 + sign * np.asarray(d)
+        return reach * np.sin(angle), sign * across, sign * angle
+
+    def locate(self, x: np.ndarray, y: np.ndarray) -> Tuple[np.ndarray, np.ndarray]:
+        """x, y -> s, d."""
+        sign, radius = self._signed_radius()
+        up = sign * y
+        apart = np.hypot(x, radius - up)
+        return radius * np.arctan2(x, radius - up), sign * (2 * radius * up - x * x - up * up) / (radius + apart)
+
+    @staticmethod
+    def height(d: np.ndarray) -> np.ndarray:
+        """z of the ground at d."""
+        return np.where(np.abs(d) < KERB, 0.0, KERB_HEIGHT)
+
+    def painted(self, s: np.ndarray, d: np.ndarray) -> np.ndarray:
+        """Whether the ground at s, d carries paint: centre line, edge lines, zebra crossing."""
+        apart = np.abs(d)
+        dashes = (apart < 0.09) & (s % 9 < 3.6)
+        zebra = (np.abs(s - self.crossing - 1.5) < 1.5) & (d % 1.0 < 0.5)
+        return (dashes | (np.abs(apart - LANE) < 0.07) | zebra) & (apart < KERB)
+
+    def cast_ground(self, origin: np.ndarray, rays: np.ndarray) -> np.ndarray:
+        """Where rays meet the ground, kerb faces included.
+
+        Args:
+            origin: (3,), above the ground.
+            rays: (3, ...) float32 directions.
+
+        Returns:
+            t (...), float32, of origin + t * ray; infinite above the horizon.
+        """
+        x, y, z = (np.float32(value) for value in origin)
+        down = np.minimum(rays[2], np.float32(-1e-6))
+        upper, lower = (np.float32(KERB_HEIGHT) - z) / down, -z / down
+        _, d_upper = self.locate(x + upper * rays[0], y + upper * rays[1])
+        _, d_lower = self.locate(x + lower * rays[0], y + lower * rays[1])
+        d_upper, d_lower = np.abs(d_upper), np.abs(d_lower)
+        # between the two heights the ray meets the kerb's face; d is all but linear over so short a way
+        share = (np.float32(KERB) - d_upper) / np.maximum(d_lower - d_upper, np.float32(1e-6))
+        face = upper + share * (lower - upper)
+        t = np.where(d_upper >= KERB, upper, np.where(d_lower >= KERB, face, lower))
+        return np.where(rays[2] < -1e-6, t, np.float32(np.inf)).astype(np.float32)

@@ -1,0 +1,277 @@
+"""Writing a world: many keyframes on several processes into a folder that appears complete or not at all.
+
+While it is being made it lies in ``OUT.partial``; a keyframe counts once its note is there, so that an interrupted run
+goes on behind the last finished one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import multiprocessing
+import os
+import shutil
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Callable, Dict, Iterator, List, Optional, Set, Tuple, Union
+
+import cv2
+import numpy as np
+
+from ..checkpoint_io import atomic_path
+from .keyframe import Recipe, place_scene, write_keyframe
+from .labels import DETECTION
+from .rig import build_rig, read_rig
+from .road import KERB
+from .tables import build_tables
+
+MARKER = 'geomim_synthetic.json'
+FORMAT = 1
+MAP_RESOLUTION = 0.1  # metres a pixel, as the devkit reads map masks
+Progress = Callable[[int, int], None]
+
+
+def make_recipe(
+    *,
+    scenes: str = 'mini',
+    frames: int = 10,
+    image_size: Tuple[int, int] = (225, 400),
+    seed: int = 0,
+    rig: Union[str, Path] = 'nuscenes',
+    camera_sweeps: bool = False,
+) -> Recipe:
+    """What to make, checked.
+
+    Args:
+        scenes: 'mini' (the 8 + 2 scenes of v1.0-mini), 'TRAIN+VAL' as in '80+20' (of v1.0-trainval's 700 + 150), or one
+            number, of which a fifth is for validation.
+        frames: keyframes a scene, two a second.
+        image_size: (H, W) pixels; (0, 0) keeps each camera's own.
+        rig: name of a rig that comes with the package, or a JSON file.
+
+    Raises:
+        ValueError: a number out of range, or a rig that cannot be.
+    """
+    if not 1 <= frames <= 1000:
+        raise ValueError(f'frames: 1 to 1000 keyframes a scene, got {frames}')
+    if seed < 0:
+        raise ValueError(f'seed must not be negative, got {seed}')
+    if tuple(image_size) != (0, 0) and min(image_size) < 8:
+        raise ValueError(f'image_size: height and width of at least 8 pixels, or 0 0, got {tuple(image_size)}')
+    version, names = choose_scenes(scenes)
+    record = read_rig(rig)
+    build_rig(record)
+    return Recipe(version, names, frames, (int(image_size[0]), int(image_size[1])), seed, record, camera_sweeps)
+
+
+def choose_scenes(text: str) -> Tuple[str, Tuple[str, ...]]:
+    """Version and scene names of the official splits, training scenes first."""
+    try:
+        from nuscenes.utils import splits
+    except ImportError as error:
+        raise ValueError(
+            "nuscenes-devkit, which knows the official splits, is missing: pip install 'geomim[mmdet3d]'"
+        ) from error
+    if text == 'mini':
+        return 'v1.0-mini', (*splits.mini_train, *splits.mini_val)
+    try:
+        numbers = [int(part) for part in str(text).split('+')]
+        if len(numbers) == 1:
+            val = max(1, round(numbers[0] / 5))
+            numbers = [numbers[0] - val, val]
+        train, val = numbers
+    except ValueError as error:
+        raise ValueError(f"scenes: 'mini', a number, or TRAIN+VAL such as 80+20, got {text!r}") from error
+    if not (1 <= train <= len(splits.train) and 1 <= val <= len(splits.val)):
+        raise ValueError(
+            f'scenes: 1 to {len(splits.train)} training and 1 to {len(splits.val)} validation scenes, got {train}+{val}'
+        )
+    return 'v1.0-trainval', (*splits.train[:train], *splits.val[:val])
+
+
+def write_world(root: Union[str, Path], recipe: Recipe, workers: int = 1, progress: Optional[Progress] = None) -> Path:
+    """Make a world in nuScenes' format.
+
+    The folder of an equal recipe is left as it is; an interrupted run is continued.
+
+    Args:
+        root: folder to make.
+        workers: processes.
+        progress: called with (keyframes done, keyframes in all).
+
+    Returns:
+        ``root``, which then holds samples/, sweeps/, maps/, lidarseg/, gts/ and a folder of tables.
+
+    Raises:
+        ValueError: ``root`` or its ``.partial`` holds something else, or another process is making it.
+    """
+    root = Path(root)
+    if workers < 1:
+        raise ValueError(f'workers must be at least 1, got {workers}')
+    if root.exists() and any(root.iterdir() if root.is_dir() else [root]):
+        _check_same(root, recipe, f'{root} exists')
+        return root
+    staging = root.with_name(f'{root.name}.partial')
+    if staging.exists():
+        _check_same(staging, recipe, f'{staging}, of an interrupted run,')
+    (staging / 'parts').mkdir(parents=True, exist_ok=True)
+    with only_one(staging / 'lock', staging):
+        _write_json(staging / MARKER, _as_json(recipe))
+        _write_keyframes(staging, recipe, workers, progress or (lambda done, total: None))
+        _finish(staging, recipe)
+    (staging / 'lock').unlink()
+    if root.exists():
+        root.rmdir()
+    os.replace(str(staging), str(root))
+    return root
+
+
+def _as_json(recipe: Recipe) -> Dict[str, Any]:
+    return json.loads(json.dumps({'format': FORMAT, **asdict(recipe)}))
+
+
+def _check_same(folder: Path, recipe: Recipe, what: str) -> None:
+    marker = folder / MARKER
+    if not marker.is_file():
+        raise ValueError(f'{what} and is no synthetic world (it has no {MARKER}); name a new folder')
+    written, wanted = json.loads(marker.read_text(encoding='utf-8')), _as_json(recipe)
+    other = [key for key in wanted if written.get(key) != wanted[key]]
+    if other:
+        told = ', '.join(f'{key} {_short(written.get(key))} (now {_short(wanted[key])})' for key in other)
+        raise ValueError(f'{what} and was made with other arguments: {told}; name a new folder or remove it')
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) < 60 else f'{text[:50]} ...'
+
+
+@contextlib.contextmanager
+def only_one(lock: Path, folder: Path) -> Iterator[None]:
+    """Hold ``lock`` while making ``folder``; the kernel frees it however the process ends."""
+    try:
+        import fcntl
+    except ImportError:  # no such locks on this system
+        yield
+        return
+    with open(lock, 'a+', encoding='utf-8') as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(f'another process is making {folder}; wait for it, or name another folder') from None
+        except OSError:  # a file system without locks
+            pass
+        yield
+
+
+def _write_json(path: Path, content: Any) -> None:
+    with atomic_path(path) as temporary, open(temporary, 'w', encoding='utf-8') as file:
+        json.dump(content, file)
+
+
+def _part(staging: Path, index: int, frame: int) -> Path:
+    return staging / 'parts' / f'{index:04d}-{frame:04d}.json'
+
+
+def _write_keyframes(staging: Path, recipe: Recipe, workers: int, progress: Progress) -> None:
+    jobs = [(index, frame) for index in range(len(recipe.scenes)) for frame in range(recipe.frames)]
+    open_jobs = [job for job in jobs if not _part(staging, *job).is_file()]
+    done = len(jobs) - len(open_jobs)
+    progress(done, len(jobs))
+    if workers == 1:
+        for job in open_jobs:
+            _do(staging, recipe, *job)
+            done += 1
+            progress(done, len(jobs))
+        return
+    # spawned, not forked: a fork of a process that has used OpenCV or torch may hang
+    with one_thread_each(), ProcessPoolExecutor(workers, multiprocessing.get_context('spawn')) as pool:
+        pending: Set[Future[None]] = {pool.submit(_do, staging, recipe, *job) for job in open_jobs}
+        try:
+            while pending:
+                finished, pending = wait(pending, return_when=FIRST_COMPLETED)
+                for future in finished:
+                    future.result()
+                    done += 1
+                    progress(done, len(jobs))
+        except BaseException:
+            for future in pending:
+                future.cancel()
+            raise
+
+
+@contextlib.contextmanager
+def one_thread_each() -> Iterator[None]:
+    """Lets processes that are started meanwhile use one thread each, where a library would take all cores."""
+    names = ('OMP_NUM_THREADS', 'OPENBLAS_NUM_THREADS', 'MKL_NUM_THREADS')
+    before = {name: os.environ.get(name) for name in names}
+    os.environ.update(dict.fromkeys(names, '1'))
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def _do(staging: Path, recipe: Recipe, index: int, frame: int) -> None:
+    cv2.setNumThreads(1)
+    _write_json(_part(staging, index, frame), write_keyframe(staging, recipe, index, frame))
+
+
+def _finish(staging: Path, recipe: Recipe) -> None:
+    parts = [
+        [json.loads(_part(staging, index, frame).read_text()) for frame in range(recipe.frames)]
+        for index in range(len(recipe.scenes))
+    ]
+    tables = build_tables(recipe, parts)
+    for row, index in zip(tables['map'], range(len(recipe.scenes))):
+        path = staging / row['filename']
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(cv2.imencode('.png', draw_map(recipe, index))[1].tobytes())
+    folder = staging / recipe.version
+    folder.mkdir(exist_ok=True)
+    for name, rows in tables.items():
+        _write_json(folder / f'{name}.json', rows)
+    (staging / 'sweeps').mkdir(exist_ok=True)
+    shutil.rmtree(str(staging / 'parts'))
+
+
+def draw_map(recipe: Recipe, index: int) -> np.ndarray:
+    """A scene's carriageway from above, (rows, columns) uint8, 255 where one may drive; row 0 is the largest y."""
+    world2global, extent = place_scene(recipe, index)
+    scene = recipe.scene(index)
+    columns, rows = (int(np.ceil(length / MAP_RESOLUTION)) for length in extent)
+    x = (np.arange(columns) + 0.5) * MAP_RESOLUTION
+    y = (rows - np.arange(rows) - 0.5) * MAP_RESOLUTION
+    global2world = np.linalg.inv(world2global)
+    world_x = global2world[0, 0] * x[None] + global2world[0, 1] * y[:, None] + global2world[0, 3]
+    world_y = global2world[1, 0] * x[None] + global2world[1, 1] * y[:, None] + global2world[1, 3]
+    return np.where(np.abs(scene.road.locate(world_x, world_y)[1]) < KERB, 255, 0).astype(np.uint8)
+
+
+def summarise(root: Union[str, Path], version: str) -> Dict[str, Any]:
+    """Counts of a finished world: scenes, keyframes, images, scans, and boxes with points by detection class."""
+    folder = Path(root) / version
+
+    def table(name: str) -> List[Dict[str, Any]]:
+        rows: List[Dict[str, Any]] = json.loads((folder / f'{name}.json').read_text(encoding='utf-8'))
+        return rows
+
+    names = {row['token']: row['name'] for row in table('category')}
+    classes = {category: detection for detection, category in DETECTION.items()}
+    owners = {row['token']: classes[names[row['category_token']]] for row in table('instance')}
+    boxes = dict.fromkeys(DETECTION, 0)
+    for row in table('sample_annotation'):
+        boxes[owners[row['instance_token']]] += row['num_lidar_pts'] > 0
+    data = table('sample_data')
+    return {
+        'scenes': len(table('scene')),
+        'keyframes': len(table('sample')),
+        'images': sum(row['fileformat'] == 'jpg' for row in data),
+        'scans': sum(row['fileformat'] == 'pcd' for row in data),
+        'boxes': boxes,
+    }

@@ -1,0 +1,129 @@
+"""Pictures for the demonstration's report, drawn with nuscenes-devkit: boxes in all cameras, points and boxes from above."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Dict, List, Sequence, Tuple
+
+import cv2
+import numpy as np
+import report
+
+PLACES = (
+    ('CAM_FRONT_LEFT', 'CAM_FRONT', 'CAM_FRONT_RIGHT'),
+    ('CAM_BACK_LEFT', 'CAM_BACK', 'CAM_BACK_RIGHT'),
+)
+REACH, PIXELS = 50.0, 700  # metres to each side, pixels of the view from above
+TRUE, FOUND = (40, 120, 40), (200, 30, 30)  # RGB
+MIN_SCORE = 0.2
+
+
+def open_tables(root: Path, version: str) -> Any:
+    from nuscenes import NuScenes
+
+    return NuScenes(version, str(root), verbose=False)
+
+
+def validation_samples(tables: Any, version: str) -> List[Dict[str, Any]]:
+    """The keyframes of the validation split, as far as the data has them."""
+    from nuscenes.utils import splits
+
+    names = set(splits.mini_val if version == 'v1.0-mini' else splits.val)
+    scenes = {row['token'] for row in tables.scene if row['name'] in names}
+    return [sample for sample in tables.sample if sample['scene_token'] in scenes]
+
+
+def camera_mosaic(tables: Any, sample: Dict[str, Any]) -> np.ndarray:
+    """The six cameras of a keyframe with the annotated boxes, (rows, columns, 3) uint8 RGB."""
+    rows = []
+    for names in PLACES:
+        tiles = [annotated_image(tables, sample['data'][name]) for name in names if name in sample['data']]
+        if tiles:
+            height = min(tile.shape[0] for tile in tiles)
+            rows.append(np.concatenate([fit_height(tile, height) for tile in tiles], axis=1))
+    width = min(row.shape[1] for row in rows)
+    return np.concatenate([row[:, :width] for row in rows])
+
+
+def fit_height(image: np.ndarray, height: int) -> np.ndarray:
+    width = round(image.shape[1] * height / image.shape[0])
+    return image if image.shape[0] == height else cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
+
+
+def annotated_image(tables: Any, token: str) -> np.ndarray:
+    """One image with its boxes, at most 640 pixels wide."""
+    path, boxes, intrinsics = tables.get_sample_data(token)
+    image = np.ascontiguousarray(cv2.imread(path)[..., ::-1])
+    scale = min(1.0, 640 / image.shape[1])
+    image = np.ascontiguousarray(cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA))
+    intrinsics = np.diag([scale, scale, 1.0]) @ intrinsics
+    for box in boxes:
+        colour = tuple(int(value) for value in tables.colormap[box.name])
+        box.render_cv2(image, intrinsics, normalize=True, colors=(colour, colour, colour), linewidth=1)
+    return image
+
+
+def top_view(tables: Any, sample: Dict[str, Any], found: Sequence[Dict[str, Any]] = ()) -> np.ndarray:
+    """Points, annotated boxes (green) and detections (red) from above; ahead is up, (PIXELS, PIXELS, 3) uint8 RGB."""
+    from nuscenes.utils.data_classes import Box, LidarPointCloud
+    from pyquaternion import Quaternion
+
+    path, boxes, _ = tables.get_sample_data(sample['data']['LIDAR_TOP'])
+    image = np.full((PIXELS, PIXELS, 3), 255, dtype=np.uint8)
+    columns, rows = to_pixels(LidarPointCloud.from_file(path).points[:2])
+    inside = (columns >= 0) & (columns < PIXELS) & (rows >= 0) & (rows < PIXELS)
+    image[rows[inside], columns[inside]] = (150, 150, 160)
+    draw_boxes(image, [box for box in boxes if tables.get('sample_annotation', box.token)['num_lidar_pts'] > 0], TRUE)
+    record = tables.get('sample_data', sample['data']['LIDAR_TOP'])
+    moved = []
+    for entry in found:
+        box = Box(entry['translation'], entry['size'], Quaternion(entry['rotation']))
+        for table in ('ego_pose', 'calibrated_sensor'):
+            pose = tables.get(table, record[f'{table}_token'])
+            box.translate(-np.array(pose['translation']))
+            box.rotate(Quaternion(pose['rotation']).inverse)
+        moved.append(box)
+    draw_boxes(image, moved, FOUND)
+    return image
+
+
+def to_pixels(points: np.ndarray) -> Tuple[np.ndarray, np.ndarray]:
+    """LiDAR x, y (2, M), metres -> columns, rows."""
+    scale = PIXELS / (2 * REACH)
+    columns, rows = np.floor((points[0] + REACH) * scale), np.floor((REACH - points[1]) * scale)
+    return columns.astype(int), rows.astype(int)
+
+
+def draw_boxes(image: np.ndarray, boxes: Sequence[Any], colour: Tuple[int, int, int]) -> None:
+    for box in boxes:
+        corners = np.stack(to_pixels(box.bottom_corners()[:2]), axis=1).astype(np.int32)
+        cv2.polylines(image, [corners], True, colour, 1, cv2.LINE_AA)
+
+
+def world_pictures(root: Path, version: str) -> List[report.Figure]:
+    """A validation keyframe as its cameras show it."""
+    tables = open_tables(root, version)
+    samples = validation_samples(tables, version) or tables.sample
+    caption = 'A validation keyframe: its cameras with the annotated boxes, drawn by nuscenes-devkit.'
+    return [report.Figure(camera_mosaic(tables, samples[len(samples) // 3]), caption)]
+
+
+def detection_pictures(root: Path, version: str, results: Path, count: int = 2) -> List[report.Figure]:
+    """What the teacher found in validation keyframes, from the newest results file under ``results``; none without one."""
+    files = sorted(results.rglob('results_nusc.json'), key=lambda path: path.stat().st_mtime)
+    if not files:
+        return []
+    found = json.loads(files[-1].read_text(encoding='utf-8'))['results']
+    tables = open_tables(root, version)
+    samples = [sample for sample in validation_samples(tables, version) if sample['token'] in found]
+    figures = []
+    for number in range(min(count, len(samples))):
+        sample = samples[(2 * number + 1) * len(samples) // (2 * count)]
+        sure = [entry for entry in found[sample['token']] if entry['detection_score'] >= MIN_SCORE]
+        caption = (
+            "From above: LiDAR points, annotated boxes (green), the teacher's detections with a score of at least "
+            f'{MIN_SCORE:g} (red).'
+        )
+        figures.append(report.Figure(top_view(tables, sample, sure), caption))
+    return figures
