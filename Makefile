@@ -1,5 +1,5 @@
 # Thin calls into tools/. Every target sets up what it needs; the second time that takes a fraction of a second.
-# Variables: PYTHON, VENV, CORE_VENV; DATA and OUT for demo; ARGS for pytest and the benchmark; BENCH names a benchmark.
+# Variables: PYTHON, VENV, CORE_VENV; DATA and OUT for demo; ARGS for demo, pytest and the benchmark; BENCH names a benchmark.
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
@@ -17,8 +17,8 @@ ARGS ?=
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## /\1\t/p' $(MAKEFILE_LIST) | awk -F'\t' '{printf "  make %-10s %s\n", $$1, $$2}'
 
-demo: setup ## pretrain a small GeoMIM on DATA=nuscenes/root (default: a synthetic frame); results go to OUT
-	@$(VENV)/bin/python tools/demo.py $(if $(DATA),--data "$(DATA)") $(if $(OUT),--out "$(OUT)")
+demo: setup ## world, teacher, pretraining, report; DATA=nuscenes/root takes real data; results go to OUT
+	@$(VENV)/bin/python tools/demo.py $(if $(DATA),--data "$(DATA)") $(if $(OUT),--out "$(OUT)") $(ARGS)
 
 test: setup ## all tests
 	@$(VENV)/bin/python -m pytest $(ARGS)

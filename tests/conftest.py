@@ -1,8 +1,13 @@
-"""Shared by all rooms: a seed, a ring of hand-made cameras, the smallest pretraining configuration and its inputs."""
+"""Shared by all rooms: a seed, a ring of hand-made cameras, the smallest pretraining configuration and its inputs, and a
+small world in the nuScenes format."""
 
 from __future__ import annotations
 
+import contextlib
 import math
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, Tuple
@@ -189,3 +194,29 @@ def randomise_parameters() -> Callable[[torch.nn.Module], None]:
 @pytest.fixture(scope='session')
 def repository() -> Path:
     return Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope='session')
+def small_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """2 + 1 scenes of two keyframes with mmdet3d's info files, v1.0-trainval, images of 400 x 225; not to be changed.
+
+    Made by the command itself in a process of its own: the converter changes folder and patches the devkit. The workers
+    of pytest-xdist share one.
+    """
+    for name in ('cv2', 'nuscenes', 'mmdet3d'):
+        pytest.importorskip(name)
+    folder = tmp_path_factory.getbasetemp()
+    if 'PYTEST_XDIST_WORKER' in os.environ:
+        folder = folder.parent
+    root = folder / 'small_world'
+    command = [sys.executable, '-m', 'geomim', 'synthesize', str(root), '--scenes', '2+1', '--frames', '2']
+    command += ['--image-size', '225', '400', '--workers', '1']
+    with open(str(folder / 'small_world.lock'), 'a') as lock:
+        with contextlib.suppress(ImportError):  # no such locks on this system
+            import fcntl
+
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        environment = {**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONWARNINGS': 'ignore'}
+        done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return root

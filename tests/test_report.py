@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-import importlib.util
+import importlib
 import json
 import math
 import random
@@ -27,12 +27,15 @@ PREFIX = 'NuScenes metric/pred_instances_3d_NuScenes/'
 
 
 def _load() -> ModuleType:
-    spec = importlib.util.spec_from_file_location('geomim_tools_report', ROOT / 'tools' / 'report.py')
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up there
-    spec.loader.exec_module(module)
+    """The package as tools/demo.py imports it. tools/ leaves the path again, so that no other test meets its scripts there."""
+    tools = ROOT / 'tools'
+    sys.path.insert(0, str(tools))
+    try:
+        module = importlib.import_module('report')
+    finally:
+        sys.path.remove(str(tools))
+    found = Path(str(module.__file__)).resolve()
+    assert found == tools / 'report' / '__init__.py', f'another module has the name report: {found}'
     return module
 
 

@@ -227,3 +227,79 @@ def test_the_module_runs_as_a_program(tmp_path: Path) -> None:
     assert done.stdout == ''
     assert 'nothing.pth does not exist' in done.stderr
     assert 'Traceback' not in done.stderr
+
+
+def test_help_of_synthesize_names_every_option(capsys: Any) -> None:
+    with pytest.raises(SystemExit) as error:
+        main(['synthesize', '--help'])
+    assert error.value.code == 0
+    out = ' '.join(capsys.readouterr().out.split())
+    for option in (
+        '--scenes',
+        '--frames',
+        '--image-size',
+        '--seed',
+        '--rig',
+        '--camera-sweeps',
+        '--workers',
+        '--no-infos',
+    ):
+        assert option in out
+    for word in ('80+20', 'pixels', 'nuscenes, five, front', 'OUT.partial', '12 Hz'):
+        assert word in out
+
+
+def test_synthesize_without_opencv_says_what_to_install(tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
+    for name in [name for name in sys.modules if name.startswith('geomim.synthetic')]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, 'cv2', None)  # what Python does where a package is missing
+    assert run('synthesize', tmp_path / 'world') == 2
+    captured = capsys.readouterr()
+    assert captured.out == ''
+    assert 'geomim synthesize: ' in captured.err
+    assert "pip install 'geomim[mmdet3d]'" in captured.err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    'arguments, message',
+    [
+        (['--frames', '0'], 'frames: 1 to 1000 keyframes a scene, got 0'),
+        (['--scenes', 'all'], "got 'all'"),
+        (['--image-size', '2', '3'], 'got (2, 3)'),
+        (['--rig', 'mine.json'], "rig 'mine.json' is neither a file nor one of five, front, nuscenes"),
+        (['--workers', '0'], 'workers must be at least 1, got 0'),
+    ],
+)
+def test_synthesize_refuses_what_cannot_be_and_writes_nothing(
+    tmp_path: Path, arguments: List[str], message: str, capsys: Any
+) -> None:
+    for name in ('cv2', 'nuscenes', 'tqdm'):
+        pytest.importorskip(name)
+    assert run('synthesize', tmp_path / 'world', *arguments) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ''
+    assert message in captured.err
+    assert 'Traceback' not in captured.err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_synthesize_makes_a_world_and_counts_it(tmp_path: Path, capsys: Any) -> None:
+    for name in ('cv2', 'nuscenes', 'tqdm'):
+        pytest.importorskip(name)
+    camera = dict(translation=[1.5, 0, 1.5], rotation=[0.5, -0.5, 0.5, -0.5], height=16, width=24)
+    camera['camera_intrinsic'] = [[12, 0, 12], [0, 12, 8], [0, 0, 1]]
+    lidar = dict(translation=[0.9, 0, 1.8], rotation=[1, 0, 0, 0], elevation_degrees=[-25, 5], rings=8, columns=90)
+    rig = {'cameras': {'CAM_FRONT': camera}, 'lidar': dict(lidar, range=70)}
+    (tmp_path / 'rig.json').write_text(json.dumps(rig))
+    command = ['synthesize', tmp_path / 'world', '--scenes', '1+1', '--frames', 1, '--image-size', 0, 0]
+    command += ['--rig', tmp_path / 'rig.json', '--workers', 1, '--no-infos']
+    assert run(*command) == 0
+    out = capsys.readouterr().out
+    assert 'v1.0-trainval, 2 scenes, 2 keyframes, 2 images, 2 scans' in out
+    assert 'boxes with points: car ' in out
+    assert sorted(path.name for path in tmp_path.iterdir()) == ['rig.json', 'world']
+    assert run(*command) == 0  # it is there
+    assert capsys.readouterr().out == out
+    assert run(*command, '--seed', 1) == 2
+    assert 'seed 0 (now 1)' in capsys.readouterr().err

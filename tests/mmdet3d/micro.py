@@ -22,8 +22,10 @@ IMAGE_SIZE = (64, 96)
 
 
 def micro_config(work_dir: Any, data_root: Any, iters: int = 4) -> Config:
-    """The tiny configuration on generated frames, with smaller images, a smaller grid and fewer channels."""
-    config = Config.fromfile(CONFIGS / 'geomim_tiny_cpu_frame.py')
+    """The tiny configuration on the synthetic world, with smaller images, a coarser grid, fewer channels, and an untrained
+    teacher."""
+    config = Config.fromfile(CONFIGS / 'geomim_tiny_synthetic.py')
+    config.model.teacher.checkpoint = None
     config.work_dir = str(work_dir)
     student = config.model.student
     student.encoder.update(embed_dims=8, num_heads=(1, 2, 2, 4), window_size=(4, 4, 3, 2))
@@ -33,10 +35,17 @@ def micro_config(work_dir: Any, data_root: Any, iters: int = 4) -> Config:
     )
     student.view_transform.downsample = 1
     for loader in (config.train_dataloader, config.val_dataloader, config.test_dataloader):
+        loader.num_workers = 0
         loader.dataset.data_root = f'{data_root}/'
+        loader.dataset.metainfo.version = 'v1.0-trainval'
         for step in loader.dataset.pipeline:
             if step['type'] == 'SurroundImageAug':
-                step.update(final_size=IMAGE_SIZE, resize=(0.25, 0.3), test_resize=0.27)
+                step.update(final_size=IMAGE_SIZE, resize=(0.27, 0.33), rotation=(-5.4, 5.4), flip=0.5, test_resize=0.3)
+    config.train_dataloader.batch_size = 2
+    pipeline = config.train_dataloader.dataset.pipeline
+    if not any(step['type'] == 'BEVFlip' for step in pipeline):  # chance in every step that can hold it
+        check = [step['type'] for step in pipeline].index('CheckPointCloud')
+        pipeline.insert(check, dict(type='BEVFlip', flip_x=0.5, flip_y=0.5))
     config.train_cfg.update(max_iters=iters, val_interval=iters)
     config.default_hooks.checkpoint.interval = 1
     config.default_hooks.logger.interval = 1
@@ -71,6 +80,7 @@ def by_epoch(config: Config, epochs: int) -> None:
     config.train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=epochs, val_interval=epochs)
     config.train_dataloader.sampler = dict(type='DefaultSampler', shuffle=True)
     config.train_dataloader.batch_size = 1
+    config.train_dataloader.dataset.indices = 2  # two iterations an epoch
     config.train_dataloader.worker_init_fn = dict(type='geomim_worker_init')
     config.default_hooks.checkpoint.by_epoch = True
     config.log_processor.by_epoch = True

@@ -26,13 +26,6 @@ def load_micro() -> Any:
     return module
 
 
-@pytest.fixture(scope='module')
-def frames(tmp_path_factory) -> Path:
-    from geomim.synthetic.frame import write_frame
-
-    return write_frame(tmp_path_factory.mktemp('frames') / 'data', num_frames=3, image_size=(225, 400))
-
-
 def run(work_dir: Path, data: Path, *options: str, launcher: str = '') -> subprocess.CompletedProcess:
     environment = {**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONWARNINGS': 'ignore'}
     start = [sys.executable]
@@ -54,9 +47,9 @@ def weights(path: Path) -> Dict[str, torch.Tensor]:
 
 
 @pytest.fixture(scope='module')
-def unbroken(frames, tmp_path_factory) -> Path:
+def unbroken(small_world, tmp_path_factory) -> Path:
     work_dir = tmp_path_factory.mktemp('unbroken')
-    done = run(work_dir, frames)
+    done = run(work_dir, small_world)
     assert done.returncode == 0, done.stderr[-4000:]
     return work_dir
 
@@ -93,25 +86,25 @@ def test_exported_encoder_fills_the_finetuning_backbone(unbroken: Path) -> None:
                 torch.testing.assert_close(value, state['student.encoder.' + name], rtol=0, atol=0)
 
 
-def test_student_without_its_teacher_loads_strictly(unbroken: Path, frames: Path) -> None:
+def test_student_without_its_teacher_loads_strictly(unbroken: Path, small_world: Path) -> None:
     from mmengine.registry import MODELS
 
-    config = load_micro().micro_config(unbroken, frames)
+    config = load_micro().micro_config(unbroken, small_world)
     model = MODELS.build(config.model)
     model.load_state_dict(weights(unbroken / 'iter_4.pth'), strict=True)
 
 
 @pytest.mark.parametrize('options', [(), ('--epochs', '2', '--workers', '1')], ids=['iterations', 'epochs, worker'])
 def test_killed_run_resumes_to_the_same_losses_bit_for_bit(
-    frames: Path, unbroken: Path, tmp_path: Path, options
+    small_world: Path, unbroken: Path, tmp_path: Path, options
 ) -> None:
     if options:
         unbroken = tmp_path / 'whole'
-        assert run(unbroken, frames, *options).returncode == 0
+        assert run(unbroken, small_world, *options).returncode == 0
     broken = tmp_path / 'broken'
-    killed = run(broken, frames, *options, '--kill-at', '3')
+    killed = run(broken, small_world, *options, '--kill-at', '3')
     assert killed.returncode == -signal.SIGKILL
-    resumed = run(broken, frames, *options, '--resume')
+    resumed = run(broken, small_world, *options, '--resume')
     assert resumed.returncode == 0, resumed.stderr[-4000:]
     whole, pieces = losses(unbroken), {row['iter']: row for row in losses(broken)}
     assert [pieces[row['iter']] for row in whole] == whole
@@ -123,13 +116,13 @@ def test_killed_run_resumes_to_the_same_losses_bit_for_bit(
         assert torch.equal(ours[name], theirs[name]), name
 
 
-def test_two_processes_train(frames: Path, tmp_path: Path) -> None:
-    done = run(tmp_path / 'two', frames, '--iters', '2', launcher='2')
+def test_two_processes_train(small_world: Path, tmp_path: Path) -> None:
+    done = run(tmp_path / 'two', small_world, '--iters', '2', launcher='2')
     assert done.returncode == 0, done.stderr[-4000:]
     assert (tmp_path / 'two' / 'iter_2.pth').is_file()
 
 
-def test_two_processes_give_the_gradients_of_one(frames: Path, tmp_path: Path) -> None:
+def test_two_processes_give_the_gradients_of_one(small_world: Path, tmp_path: Path) -> None:
     """Each rank takes one sample; the mean of the single-process gradients of the two samples is what DDP must give."""
     output = tmp_path / 'gradients'
     environment = {**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONWARNINGS': 'ignore'}
@@ -139,7 +132,7 @@ def test_two_processes_give_the_gradients_of_one(frames: Path, tmp_path: Path) -
         [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node=2'],
     ):
         done = subprocess.run(
-            [*start, script, str(frames), str(output)], capture_output=True, text=True, env=environment
+            [*start, script, str(small_world), str(output)], capture_output=True, text=True, env=environment
         )
         assert done.returncode == 0, done.stderr[-4000:]
     one, two = torch.load(f'{output}_1.pth', weights_only=True), torch.load(f'{output}_2.pth', weights_only=True)

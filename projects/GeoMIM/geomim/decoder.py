@@ -19,6 +19,7 @@ from .attention import LAYER_NORM_EPS, Block, Mlp, run_checkpointed
 from .camera import CAMERA_VECTOR_SIZE, CameraRig
 from .cross_view import CrossViewBlock
 from .masking import resize_masks
+from .position_embedding import sine_cosine_embedding
 from .swin import SwinBlock, SwinConfig, init_linear
 from .windows import WindowPlan
 
@@ -117,7 +118,7 @@ class Decoder(nn.Module):
         self.activation_checkpointing = activation_checkpointing
         dim, heads, ratio, side = config.dim, config.num_heads, config.mlp_ratio, config.pos_embed_size
         self.mask_token = nn.Parameter(torch.zeros(1, 1, dim))
-        self.register_buffer('pos_embed', torch.zeros(1, dim, side, side))
+        self.register_buffer('pos_embed', sine_cosine_embedding(dim, side))
         self.trunk = nn.ModuleList(Block(dim, heads, ratio) for _ in range(config.depth))
         self.trunk_norm = nn.LayerNorm(dim, eps=LAYER_NORM_EPS)
         self.geometry = nn.ModuleList(Block(dim, heads, ratio) for _ in range(int(config.geometry_depth or 0)))

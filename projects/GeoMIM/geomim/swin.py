@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .attention import LAYER_NORM_EPS, DropPath, attention, run_checkpointed, without_keeping
+from .position_embedding import sine_cosine_embedding
 from .windows import WindowPlan, relative_position_index
 
 PATCH_SIZE = 4  # pixels
@@ -224,7 +225,7 @@ class SwinEncoder(nn.Module):
         self.activation_checkpointing = activation_checkpointing
         self.patch_embed = PatchEmbed(config.embed_dims)
         side = config.pretrain_img_size // PATCH_SIZE
-        self.absolute_pos_embed = nn.Parameter(torch.zeros(1, config.embed_dims, side, side))
+        self.absolute_pos_embed = nn.Parameter(sine_cosine_embedding(config.embed_dims, side))
         blocks = sum(config.depths)
         rates = [config.drop_path_rate * block / max(1, blocks - 1) for block in range(blocks)]
         self.stages = nn.ModuleList()

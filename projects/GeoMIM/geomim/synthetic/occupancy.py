@@ -16,7 +16,7 @@ from .labels import FREE, OCCUPANCY
 from .layout import Scene, turn_z
 from .rig import Rig
 from .sensors import Scan, View
-from .solids import BOX, ELLIPSOID, WHEEL, Solid
+from .solids import BOX, CYLINDER, ELLIPSOID, WHEEL, Solid
 
 LOWER = np.array([-40.0, -40.0, -1.0])
 VOXEL = 0.4
@@ -100,8 +100,9 @@ def _fill_solid(solid: Solid, centre: np.ndarray, rotation: np.ndarray, label: i
     points = [(axis[:, None] + _SUBSAMPLES).ravel() for axis in axes]
     grid = np.stack(np.meshgrid(*points, indexing='ij'))
     local = rotate(rotation, grid)
-    # what is thinner than the distance of the points would slip between them
-    thick = np.maximum(np.asarray(solid.half), 0.25 * VOXEL)
+    # what is thinner than the distance of the points would slip between them; what is round even if a little thicker
+    least = {CYLINDER: (2, 2, 1), WHEEL: (2, 1, 2), ELLIPSOID: (3, 3, 3)}.get(solid.kind, (1, 1, 1))
+    thick = np.maximum(np.asarray(solid.half), 0.25 * VOXEL * np.sqrt(least))
     inside = _contains(Solid(solid.kind, solid.centre, tuple(thick), solid.colour), local)
     counts = [int(last[a] - first[a]) for a in range(3)]
     occupied = inside.reshape(counts[0], 2, counts[1], 2, counts[2], 2).any(axis=(1, 3, 5))
@@ -135,7 +136,13 @@ class Observer:
         """(X, Y, Z) uint8: 1 where a beam of the keyframe's scan passes through a voxel or ends in it."""
         ranges = scan.ranges[self.ring, self.column]
         passed = np.isfinite(ranges) & (self.distance <= ranges + _DEPTH_SLACK) & ~self.between
-        return passed.reshape(SHAPE).astype(np.uint8)
+        seen = passed.reshape(SHAPE).astype(np.uint8)
+        lidar2ego = self.rig.lidar.lidar2ego
+        points = rotate(lidar2ego[:3, :3], scan.points[:, :3].T.astype(np.float64)) + lidar2ego[:3, 3:]
+        voxels = np.floor((points.T - LOWER) / VOXEL).astype(int)
+        voxels = voxels[((voxels >= 0) & (voxels < SHAPE)).all(axis=1)]
+        seen[tuple(voxels.T)] = 1
+        return seen
 
     def seen_by_cameras(self, views: Sequence[View], ego2world: np.ndarray) -> np.ndarray:
         """(X, Y, Z) uint8: 1 where a voxel's middle projects into an image and is not behind what the image shows."""

@@ -63,7 +63,7 @@ def rotation_matrix(quaternion: Any) -> np.ndarray:
 
 
 def quaternion_of(rotation: np.ndarray) -> Tuple[float, float, float, float]:
-    """(3, 3) -> (w, x, y, z) with w >= 0, by its largest component (Shepperd 1978)."""
+    """(3, 3) -> (w, x, y, z) with w >= 0, by its largest component."""
     m = np.asarray(rotation, dtype=np.float64)
     trace = m[0, 0] + m[1, 1] + m[2, 2]
     squares = np.array([trace, m[0, 0], m[1, 1], m[2, 2]])

@@ -129,7 +129,9 @@ class _SceneRows:
             for entry in sorted((row for row in noted if row['channel'] == channel), key=lambda row: row['timestamp']):
                 time = entry['timestamp'] - start - delays.get(channel, 0)
                 token = self.token('sample_data', channel, time)
-                frame = min(last, (time + KEYFRAME // 2) // KEYFRAME)  # a sweep belongs to the keyframe nearest in time
+                # as nuScenes' schema has it, a sweep belongs to the keyframe that follows
+                frame = time // KEYFRAME if entry['is_key_frame'] else -((start - entry['timestamp']) // KEYFRAME)
+                frame = min(max(frame, 0), last)
                 height, width = sizes.get(channel, (0, 0))
                 rows.append(
                     {

@@ -117,6 +117,8 @@ def write_world(root: Union[str, Path], recipe: Recipe, workers: int = 1, progre
         _check_same(staging, recipe, f'{staging}, of an interrupted run,')
     (staging / 'parts').mkdir(parents=True, exist_ok=True)
     with only_one(staging / 'lock', staging):
+        for leftover in staging.glob(f'.{MARKER}.*'):
+            leftover.unlink()
         _write_json(staging / MARKER, _as_json(recipe))
         _write_keyframes(staging, recipe, workers, progress or (lambda done, total: None))
         _finish(staging, recipe)
@@ -233,7 +235,8 @@ def _finish(staging: Path, recipe: Recipe) -> None:
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(cv2.imencode('.png', draw_map(recipe, index))[1].tobytes())
     folder = staging / recipe.version
-    folder.mkdir(exist_ok=True)
+    shutil.rmtree(str(folder), ignore_errors=True)  # a killed process may have left half a table there
+    folder.mkdir()
     for name, rows in tables.items():
         _write_json(folder / f'{name}.json', rows)
     (staging / 'sweeps').mkdir(exist_ok=True)

@@ -1,0 +1,76 @@
+"""One self-contained HTML page about a GeoMIM demonstration: what was computed, what it means, and beside which baselines.
+
+Three layers, each of use without the next: a small page model (``model``), written by ``write_report`` (``page``, ``charts``,
+``text``), readers of mmengine's run folders (``runs``), and the demonstration's own sections (``story``).
+"""
+
+from __future__ import annotations
+
+from .charts import (
+    COLOURS,
+    MAX_POINTS,
+    NOISE_WINDOW,
+    Axis,
+    line_chart,
+    log_ticks,
+    nice_ticks,
+    smoothed,
+    thinned,
+    tick_labels,
+)
+from .model import Card, Cell, Curves, Figure, Item, Note, Point, Row, Section, Story, Table
+from .page import WIDE_PICTURE, render, write_report
+from .runs import newest_pictures, read_scalars, series, validation_series
+from .story import (
+    AP_DISTANCES,
+    NUSCENES_CLASSES,
+    TRUE_POSITIVE_ERRORS,
+    headline_cards,
+    pretraining_section,
+    teacher_section,
+    world_section,
+)
+from .text import NO_VALUE, escape, number, percent, prose
+
+__all__ = [
+    'AP_DISTANCES',
+    'COLOURS',
+    'MAX_POINTS',
+    'NOISE_WINDOW',
+    'NO_VALUE',
+    'NUSCENES_CLASSES',
+    'TRUE_POSITIVE_ERRORS',
+    'WIDE_PICTURE',
+    'Axis',
+    'Card',
+    'Cell',
+    'Curves',
+    'Figure',
+    'Item',
+    'Note',
+    'Point',
+    'Row',
+    'Section',
+    'Story',
+    'Table',
+    'escape',
+    'headline_cards',
+    'line_chart',
+    'log_ticks',
+    'newest_pictures',
+    'nice_ticks',
+    'number',
+    'percent',
+    'pretraining_section',
+    'prose',
+    'read_scalars',
+    'render',
+    'series',
+    'smoothed',
+    'teacher_section',
+    'thinned',
+    'tick_labels',
+    'validation_series',
+    'world_section',
+    'write_report',
+]

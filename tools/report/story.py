@@ -1,0 +1,300 @@
+"""The demonstration's own sections. A further step is one more function that returns a ``Section``."""
+
+from __future__ import annotations
+
+import math
+import re
+from pathlib import Path
+from typing import Any, Dict, Iterable, List, Mapping, Optional, Sequence, Tuple
+
+from .model import Card, Cell, Curves, Figure, Item, Note, Point, Row, Section, Table
+from .runs import (
+    finite,
+    is_number,
+    newest_pictures,
+    picture_subject,
+    read_scalars,
+    series,
+    validates,
+    validation_series,
+)
+from .text import number, percent
+
+NUSCENES_CLASSES = (
+    'car',
+    'truck',
+    'trailer',
+    'bus',
+    'construction_vehicle',
+    'bicycle',
+    'motorcycle',
+    'pedestrian',
+    'traffic_cone',
+    'barrier',
+)
+AP_DISTANCES = ('0.5', '1.0', '2.0', '4.0')  # metres, as the nuScenes metric spells them
+TRUE_POSITIVE_ERRORS = {
+    'mATE': 'translation, m',
+    'mASE': 'scale, 1 - IoU',
+    'mAOE': 'orientation, rad',
+    'mAVE': 'velocity, m/s',
+    'mAAE': 'attribute, 1 - accuracy',
+}
+
+
+def headline_cards(metrics: Mapping[str, float], figures: Mapping[str, Any], keyframes: int = 0) -> List[Card]:
+    """The numbers of ``teacher_section`` and ``pretraining_section`` that answer the first questions; those that are there."""
+    cards = []
+    on = f' on {keyframes} validation keyframes' if keyframes else ''
+    if _metric(metrics, 'mAP') is not None:
+        nds = _metric(metrics, 'NDS')
+        detail = f'{"" if nds is None else f"NDS {nds:.2f}"}{on}'.strip()
+        cards.append(Card('Teacher mAP', f'{_metric(metrics, "mAP"):.2f}', detail))
+    beyond = _explained(figures, 'mean_target_loss')
+    if beyond is not None:
+        detail = 'of the target explained beyond the mean target'
+        cards.append(Card('Reconstruction', percent(beyond, 0), detail, beyond > 0))
+    near = [(share, cells) for _, end, share, cells in _depth_rows(figures) if end is not None and end <= 20 and cells]
+    total = sum(cells for _, cells in near)
+    if total:
+        share = sum(share * cells for share, cells in near) / total
+        cards.append(Card('Depth within one bin', percent(share, 0), 'of labelled cells nearer than 20 m'))
+    return cards
+
+
+def world_section(summary: Mapping[str, Any], pictures: Sequence[Figure]) -> Section:
+    """The data. ``summary`` counts 'scenes', 'keyframes', 'images', 'scans' and 'boxes' by class; {} stands for real data."""
+    if not summary:
+        return Section('The data', ('Real nuScenes data was given; nothing was synthesized.',), tuple(pictures))
+    names = {'scenes': 'scenes', 'keyframes': 'keyframes', 'images': 'camera images', 'scans': 'LiDAR scans'}
+    counted = [f'{number(summary[key])} {name}' for key, name in names.items() if key in summary]
+    size = f': {", ".join(counted)}' if counted else ''
+    text = (
+        f'A small world was synthesized and stored in the nuScenes format{size}. mmdet3d reads it as it reads nuScenes.'
+    )
+    boxes = summary.get('boxes') or {}
+    items: List[Item] = list(pictures)
+    if boxes:
+        total = sum(boxes.values())
+        known = [name for name in NUSCENES_CLASSES if name in boxes]
+        rows: List[List[Cell]] = [
+            [name, boxes[name], percent(boxes[name] / max(total, 1))]
+            for name in (*known, *(name for name in boxes if name not in known))
+        ]
+        rows.append(['all', total, None])
+        items.append(Table(('Class', 'Boxes', 'Share'), rows, 'Annotated boxes over all keyframes.', emphasis_row=-1))
+    items.append(
+        Note(
+            'Numbers from a synthesized world show that each step runs and learns. They say nothing about accuracy on real roads.'
+        )
+    )
+    return Section('A small world', (text,), tuple(items))
+
+
+def teacher_section(run: Path, metrics: Mapping[str, float]) -> Section:
+    """The LiDAR detector: its run folder, and a result of mmdet3d's nuScenes metric ({} takes the last one that the run logged)."""
+    rows = read_scalars(run)
+    if not metrics:
+        validated = [row for row in rows if _metric(row, 'mAP') is not None]
+        metrics = validated[-1] if validated else {}
+    text = (
+        'The teacher is a LiDAR detector. What pretraining shows the camera network is not its boxes but its features on the ground plane, '
+        "in bird's-eye view (BEV). The accuracy below says whether they hold anything about the scene.",
+    )
+    items: List[Item] = []
+    losses = _loss_parts(rows)
+    if losses:
+        items.append(Curves('Training loss', 'iteration', 'loss', losses, log_y=_wide_range(losses)))
+    scores = {name: validation_series(rows, key) for name in ('mAP', 'NDS') for key in [_key(rows, name)] if key}
+    if any(len(points) > 1 for points in scores.values()):
+        items.append(Curves('Validation', 'iteration', 'score, 0 to 1', scores))
+    table = _precision_table(metrics)
+    items += [part for part in (table, _score_table(metrics)) if part is not None]
+    return Section('The teacher: a LiDAR detector', text, tuple(items))
+
+
+def _loss_parts(rows: Sequence[Row]) -> Dict[str, List[Point]]:
+    """The total and its parts; what mmdet3d splits over tasks (task0.loss_heatmap, task1.loss_heatmap, ...) is summed."""
+    parts: Dict[str, Dict[float, float]] = {}
+    for row in (row for row in rows if not validates(row)):
+        for key, value in row.items():
+            name = key.rpartition('.')[2]
+            if name.startswith('loss') and math.isfinite(value):
+                points = parts.setdefault('total' if name == 'loss' else name, {})
+                points[row['step']] = points.get(row['step'], 0.0) + value
+    names = sorted(parts, key=lambda name: name != 'total')
+    return {name: sorted(parts[name].items()) for name in names if len(parts) != 2 or name == 'total'}
+
+
+def _wide_range(lines: Mapping[str, Sequence[Point]]) -> bool:
+    values = [y for points in lines.values() for _, y in points if y > 0]
+    return bool(values) and max(values) > 30 * min(values)
+
+
+def _key(rows: Iterable[Mapping[str, float]], name: str) -> Optional[str]:
+    """The key of a metric, whatever prefix it was logged under."""
+    return next((key for row in rows for key in row if key.rpartition('/')[2] == name), None)
+
+
+def _metric(metrics: Mapping[str, float], name: str) -> Optional[float]:
+    return finite(metrics.get(_key([metrics], name) or ''))
+
+
+def _precision_table(metrics: Mapping[str, float]) -> Optional[Table]:
+    rows: List[List[Cell]] = []
+    for name in NUSCENES_CLASSES:
+        scores = [_metric(metrics, f'{name}_AP_dist_{distance}') for distance in AP_DISTANCES]
+        found = [score for score in scores if score is not None]
+        if found:
+            rows.append([name, sum(found) / len(found), *scores])
+    mean = _metric(metrics, 'mAP')
+    if mean is None and not rows:
+        return None
+    rows.append(['mean (mAP)', mean, *(_mean_precision(metrics, distance) for distance in AP_DISTANCES)])
+    caption = (
+        'Average precision on the validation keyframes: mean, and by the distance between centres within which a detection is a hit. '
+        'A class that does not occur in them counts as 0 in the mean.'
+    )
+    header = ('Class', 'AP', *(f'{float(distance):g} m' for distance in AP_DISTANCES))
+    return Table(header, rows, caption, emphasis_column=1, emphasis_row=-1)
+
+
+def _mean_precision(metrics: Mapping[str, float], distance: str) -> Optional[float]:
+    """Mean over the classes, if all are there."""
+    scores = [_metric(metrics, f'{name}_AP_dist_{distance}') for name in NUSCENES_CLASSES]
+    found = [score for score in scores if score is not None]
+    return sum(found) / len(found) if len(found) == len(NUSCENES_CLASSES) else None
+
+
+def _score_table(metrics: Mapping[str, float]) -> Optional[Table]:
+    rows: List[List[Cell]] = [[name, meaning, _metric(metrics, name)] for name, meaning in TRUE_POSITIVE_ERRORS.items()]
+    rows = [row for row in rows if row[2] is not None]
+    caption = 'Errors of the hits within 2 m, means over the classes; lower is better.' if rows else ''
+    detection = _metric(metrics, 'NDS')
+    if detection is not None:
+        rows.append(['NDS', 'nuScenes detection score', detection])
+        caption += ' NDS is half mAP and half the mean of 1 - error over the five errors, each error at most 1.'
+    emphasis = -1 if detection is not None else None
+    return Table(('Metric', 'Of', 'Value'), rows, caption.strip(), emphasis_row=emphasis) if rows else None
+
+
+_BASELINES = {
+    'mean_target_loss': (
+        'mean target',
+        'The mean target is the mean over the training frames of their targets, cell by cell: it knows everything except what is in front '
+        'of the cameras. What the student explains beyond it comes from the pictures.',
+    ),
+    'constant_map_loss': (
+        'constant map',
+        'The constant map is one best value a channel, the same in every cell: beyond it lies all spatial detail.',
+    ),
+    'zero_map_loss': (
+        'zero map',
+        'The zero map predicts 0 everywhere; targets are normalised, so that its loss is about 1.',
+    ),
+}
+
+
+def pretraining_section(run: Path, figures: Mapping[str, Any]) -> Section:
+    """GeoMIM pretraining: its run folder, and what an evaluation of its student found.
+
+    ``figures``: 'frames'; 'student' with 'reconstruction_loss' and 'depth_within_one_bin', range -> [share, cells];
+    'mean_target_loss', 'constant_map_loss', 'zero_map_loss'. Whatever is missing is left out.
+    """
+    text = [
+        'GeoMIM hides half of the camera pictures in patches and lets a camera network reconstruct the BEV features that the teacher '
+        'computes from the LiDAR points of the same moment. A depth loss on projected LiDAR points supports it.'
+    ]
+    table = _reconstruction_table(figures)
+    if table is not None:
+        explained = ' Explained is 1 - loss / baseline loss: 100 % is a perfect reconstruction, 0 % no better than the baseline.'
+        text.append('Losses are mean squared errors of the normalised target.' + explained)
+        text += [meaning for key, (_, meaning) in _BASELINES.items() if finite(figures.get(key)) is not None]
+    items: List[Item] = [*_pretraining_curves(read_scalars(run), figures)]
+    items += [part for part in (table, _depth_table(figures)) if part is not None]
+    pictures = newest_pictures(run, 2)
+    for path in pictures:
+        items.append(
+            Figure(path, f'Iteration {picture_subject(path)[1]}. {_PANEL if path == pictures[0] else ""}'.strip())
+        )
+    return Section('Pretraining: the camera network reconstructs the teacher', tuple(text), tuple(items))
+
+
+_PANEL = (
+    'Above, the cameras: pictures, what each masked copy sees, predicted depth, LiDAR depth. Below, the BEV: target, '
+    'reconstruction of each copy, squared error; colours are the principal components of the target.'
+)
+
+
+def _pretraining_curves(rows: Sequence[Row], figures: Mapping[str, Any]) -> List[Curves]:
+    lines = {'training batches': series(rows, 'loss_reconstruction')}
+    key = _key((row for row in rows if validates(row)), 'reconstruction_loss')
+    if key:
+        lines['validation'] = validation_series(rows, key)
+    levels = {name: finite(figures.get(key)) for key, (name, _) in _BASELINES.items()}
+    baselines = {name: level for name, level in levels.items() if level is not None}
+    shown = [Curves('Reconstruction loss', 'iteration', 'mean squared error', lines, baselines)]
+    shown.append(
+        Curves('Depth loss', 'iteration', 'binary cross entropy', {'training batches': series(rows, 'loss_depth')})
+    )
+    return [curves for curves in shown if any(curves.series.values())]
+
+
+def _student_loss(figures: Mapping[str, Any]) -> Optional[float]:
+    return finite((figures.get('student') or {}).get('reconstruction_loss'))
+
+
+def _explained(figures: Mapping[str, Any], baseline: str) -> Optional[float]:
+    loss, level = _student_loss(figures), finite(figures.get(baseline))
+    return 1 - loss / level if loss is not None and level else None
+
+
+def _reconstruction_table(figures: Mapping[str, Any]) -> Optional[Table]:
+    loss = _student_loss(figures)
+    rows: List[List[Cell]] = [['student', loss, None]] if loss is not None else []
+    for key, (name, _) in _BASELINES.items():
+        level, beyond = finite(figures.get(key)), _explained(figures, key)
+        if level is not None:
+            rows.append([name, level, None if beyond is None else percent(beyond)])
+    if not rows:
+        return None
+    frames = finite(figures.get('frames'))
+    caption = 'Reconstruction' + (f' of {number(int(frames))} validation frames.' if frames is not None else '.')
+    header = ('Prediction', 'Loss', 'Student explains beyond it')
+    return Table(header, rows, caption, emphasis_row=0 if loss is not None else None)
+
+
+def _depth_rows(figures: Mapping[str, Any]) -> List[Tuple[str, Optional[float], float, Optional[int]]]:
+    """(range, its end in metres if it has one, share, labelled cells if counted)."""
+    found = (figures.get('student') or {}).get('depth_within_one_bin')
+    if is_number(found):
+        found = {'all': [found]}
+    rows = []
+    for name, entry in (found or {}).items():
+        share, cells = (*entry, None)[:2] if isinstance(entry, (list, tuple)) else (entry, None)
+        end = re.fullmatch(r'[\d.]+\s*-\s*([\d.]+) m', name)
+        if is_number(share) and math.isfinite(share):
+            rows.append((name, float(end[1]) if end else None, float(share), int(cells) if is_number(cells) else None))
+    return rows
+
+
+def _depth_table(figures: Mapping[str, Any]) -> Optional[Table]:
+    rows = _depth_rows(figures)
+    if not rows:
+        return None
+    prior = figures.get('prior_depth_within_one_bin') or {}
+    guesses = {name: entry[0] for name, entry in prior.items() if isinstance(entry, (list, tuple)) and entry}
+    cells = [
+        [name, percent(share), *([percent(guesses[name]) if name in guesses else None] if guesses else []), count]
+        for name, _, share, count in rows
+    ]
+    last = next((index for index, row in enumerate(rows) if row[0] == 'all'), None)
+    caption = (
+        "Depth: share of the cells with a LiDAR label where the likeliest bin is the label's or a neighbour of it."
+    )
+    if guesses:
+        caption += ' Most frequent: guessing, for each cell of each camera, the bin that training frames show there most often.'
+    if is_number(figures.get('bin_metres')):
+        caption += f' A bin is {figures["bin_metres"]:g} m.'
+    header = ('Distance', 'Within one bin', *(['Most frequent'] if guesses else []), 'Labelled cells')
+    return Table(header, cells, caption, emphasis_row=last)
