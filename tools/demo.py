@@ -94,7 +94,7 @@ def data_options(data: Data) -> List[str]:
 def schedule_options(iterations: int, warm_up: int) -> List[str]:
     """Options that set a run's length."""
     options = [f'train_cfg.max_iters={iterations}', f'train_cfg.val_interval={iterations}']
-    options += [f'param_scheduler.0.end={warm_up}', f'param_scheduler.1.T_max={iterations}']
+    options += [f'param_scheduler.0.end={max(1, warm_up)}', f'param_scheduler.1.T_max={iterations}']
     return [
         *options,
         f'param_scheduler.1.end={iterations}',

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pickle
 from types import ModuleType
-from typing import Any, Dict, List, Set, Tuple
+from typing import Any, Dict, List, Tuple
 
 import numpy as np
 import pytest
@@ -156,7 +156,7 @@ def test_every_class_is_seen_within_its_evaluation_range(split: str, indices: ra
     from nuscenes.eval.common.config import config_factory
 
     ranges: Dict[str, float] = config_factory('detection_cvpr_2019').class_range
-    lidar, seen = build_rig(read_rig('nuscenes')).lidar, set()  # type: Any, Set[str]
+    lidar, seen = build_rig(read_rig('nuscenes')).lidar, set()
     for index in indices:
         scene = make_scene(0, index, 4.5)
         for time in (0.0, 4.5) if split == 'val' else (0.0,):

@@ -210,19 +210,16 @@ def test_two_at_once_are_refused(recipe: Recipe, tmp_path: Path, monkeypatch: An
 
 
 def test_a_killed_process_leaves_no_lock(tmp_path: Path) -> None:
-    script = (
-        'import os, signal, sys; from pathlib import Path; from geomim.synthetic.world import only_one\n'
-        f'with only_one(Path({str(tmp_path / "lock")!r}), Path("x")):\n    print("held", flush=True); sys.stdin.read()'
-    )
-    with subprocess.Popen(
-        [sys.executable, '-c', script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as other:
+    lock = tmp_path / 'lock'
+    hold = 'import fcntl, sys; f = open(sys.argv[1], "a"); fcntl.flock(f, fcntl.LOCK_EX); print("held", flush=True); input()'
+    command = [sys.executable, '-c', hold, str(lock)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout.readline() == 'held\n'
-        with pytest.raises(ValueError, match='another process'), world.only_one(tmp_path / 'lock', tmp_path):
+        with pytest.raises(ValueError, match='another process'), world.only_one(lock, tmp_path):
             pass
         other.kill()
         other.wait()
-    with world.only_one(tmp_path / 'lock', tmp_path):
+    with world.only_one(lock, tmp_path):
         pass
 
 
