@@ -59,7 +59,7 @@ def annotated_image(tables: Any, token: str) -> np.ndarray:
     image = np.ascontiguousarray(cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA))
     intrinsics = np.diag([scale, scale, 1.0]) @ intrinsics
     for box in boxes:
-        colour = tuple(int(value) for value in tables.colormap[box.name])
+        colour = tuple(int(value) for value in reversed(tables.colormap[box.name]))  # the devkit turns it for OpenCV
         box.render_cv2(image, intrinsics, normalize=True, colors=(colour, colour, colour), linewidth=1)
     return image
 
