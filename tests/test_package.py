@@ -17,7 +17,8 @@ PLUGIN = ROOT / 'plugin'
 ARROWS = {
     'core': {'core'},
     '__main__': {'core', 'commands'},
-    'commands': {'core', 'commands', 'synthetic'},
+    'commands': {'core', 'commands', 'synthetic', 'proofs', 'bevdet'},
+    'proofs': {'core', 'proofs', 'bevdet'},
     'synthetic': {'core', 'synthetic'},
     'mmdet3d': {'core', 'mmdet3d', 'synthetic'},
     'bevdet': {'core', 'mmdet3d', 'bevdet'},
@@ -140,7 +141,8 @@ def test_checker_accepts_what_is_allowed(tmp_path: Path) -> None:
         'geomim/__init__.py': 'from .swin import Swin\nfrom . import swin',
         'geomim/__main__.py': 'from .commands import verify\nprint(1)',
         'geomim/swin.py': 'from __future__ import annotations\nimport torch.nn as nn\nimport math',
-        'geomim/commands/verify.py': 'import numpy\nfrom ..swin import Swin\nfrom . import table\nprint(1)',
+        'geomim/commands/verify.py': 'import numpy\nfrom ..swin import Swin\nfrom . import table\nprint(1)\n'
+        'def f():\n    from ..proofs import bevdet',
         'geomim/mmdet3d/model.py': 'import mmengine\nfrom .. import swin\nfrom ..synthetic import world',
         'geomim/mmdet3d/teacher/tap.py': 'from ...swin import Swin\nfrom ..model import Model',
         'geomim/synthetic/world.py': 'import numpy',

@@ -113,6 +113,14 @@ def test_cells_are_truncated_not_floored() -> None:
         assert lit == ([[0, expected, 6]] if expected is not None else [])
 
 
+def test_autocast_leaves_geometry_alone(make_rig: MakeRig) -> None:
+    config = ViewTransformConfig(image_size=(64, 96))
+    view, rig = ViewTransform(8, config), make_rig(2, 3, augmented=True)
+    with torch.autocast('cpu', dtype=torch.bfloat16):
+        points = view.frustum_points(rig)
+    assert torch.equal(points, view.frustum_points(rig))
+
+
 def test_height_limits_count() -> None:
     low = replace(CONFIG, grid=replace(GRID, z_bound=(-10.0, 0.5, 10.5)))
     assert lit_cells(view_transform(low), forward_camera(), 0, 0, 2, 9) == []  # 10 m ahead, 6.6 m up

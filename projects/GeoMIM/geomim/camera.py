@@ -21,6 +21,11 @@ def inverse(matrices: Tensor) -> Tensor:
     return torch.linalg.inv_ex(matrices).inverse
 
 
+def full_precision(tensor: Tensor) -> torch.autocast:
+    """Autocast switched off for geometry: half precision would misplace points by decimetres."""
+    return torch.autocast(tensor.device.type, enabled=False)
+
+
 def _expect_shape(name: str, value: Tensor, shape: Tuple[int, ...]) -> None:
     if tuple(value.shape) != shape:
         raise ValueError(f'camera rig: {name} has shape {tuple(value.shape)}, expected {shape}')

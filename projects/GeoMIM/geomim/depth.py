@@ -43,6 +43,10 @@ class DepthBins:
         """(D,) lower edges, at which the frustum has its points."""
         return torch.arange(self.count, dtype=torch.float) * self.step + self.lower
 
+    def position(self, depth: Tensor) -> Tensor:
+        """Depths in metres -> positions counted in bins from 1: bin i takes [i + 1, i + 2)."""
+        return (depth - (self.lower - self.step)) / self.step
+
 
 def check_points(points: Tensor, source: str = 'points') -> None:
     """Raise ``ValueError`` for a point cloud that is no (M > 0, >= 3) or holds values that are not finite.
@@ -140,7 +144,7 @@ def depth_labels(maps: Tensor, bins: DepthBins, stride: int) -> Tensor:
     blocks = maps.reshape(*maps.shape[:-2], height // stride, stride, width // stride, stride)
     blocks = torch.where(blocks == 0, torch.full_like(blocks, float('inf')), blocks)
     nearest = blocks.amin(dim=(-3, -1))
-    position = (nearest - (bins.lower - bins.step)) / bins.step
+    position = bins.position(nearest)
     labelled = (position >= 1) & (position < bins.count + 1)
     return torch.where(labelled, position, torch.zeros_like(position)).long() - 1
 

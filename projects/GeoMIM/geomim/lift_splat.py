@@ -11,7 +11,7 @@ from typing import NamedTuple, Tuple
 import torch
 from torch import Tensor, nn
 
-from .camera import CameraRig, inverse
+from .camera import CameraRig, full_precision, inverse
 from .depth import DepthBins
 from .grid import BEVGrid
 from .pooling import PoolPlan, bev_pool
@@ -62,6 +62,35 @@ class BEVFeatures(NamedTuple):
     depth: Tensor
 
 
+def feature_pixels(image_size: Tuple[int, int], feature_size: Tuple[int, int]) -> Tensor:
+    """(h, w, 2): image position (u, v) of every feature cell, pixels; the outermost cells stand on the outermost pixels."""
+    (height, width), (rows, cols) = image_size, feature_size
+    v = torch.linspace(0, height - 1, rows)[:, None].expand(rows, cols)
+    u = torch.linspace(0, width - 1, cols)[None].expand(rows, cols)
+    return torch.stack([u, v], dim=-1)
+
+
+def pixel_rays(pixels: Tensor, rig: CameraRig) -> Tensor:
+    """Pixels (h, w, 2) of the augmented images -> (B, N, h, w, 3): (u, v, 1) before the augmentation."""
+    img_aug = rig.img_aug.to(pixels.dtype)
+    moved = pixels - img_aug[:, :, None, None, :2, 3]
+    with full_precision(pixels):
+        original = torch.einsum('bnij,bnhwj->bnhwi', inverse(img_aug[..., :2, :2]), moved)
+    return torch.cat([original, torch.ones_like(original[..., :1])], dim=-1)
+
+
+def frustum_points(pixels: Tensor, depths: Tensor, rig: CameraRig) -> Tensor:
+    """LiDAR coordinates, after BEV augmentation, of pixels (h, w, 2) at depths (D,) -> (B, N, h, w, D, 3), metres."""
+    dtype = pixels.dtype
+    cam2lidar, bev_aug = rig.cam2lidar.to(dtype), rig.bev_aug.to(dtype)
+    with full_precision(pixels):
+        rotation = cam2lidar[..., :3, :3] @ inverse(rig.intrinsics.to(dtype))
+        rays = torch.einsum('bnij,bnhwj->bnhwi', rotation, pixel_rays(pixels, rig))
+        rays = torch.einsum('bij,bnhwj->bnhwi', bev_aug[:, :3, :3], rays)
+        origin = torch.einsum('bij,bnj->bni', bev_aug[:, :3, :3], cam2lidar[..., :3, 3]) + bev_aug[:, None, :3, 3]
+    return origin[:, :, None, None, None] + rays[..., None, :] * depths[:, None]
+
+
 class ViewTransform(nn.Module):
     """Depth distribution and context from the two branches, summed into BEV and downsampled.
 
@@ -91,31 +120,15 @@ class ViewTransform(nn.Module):
                 *_conv_norm_relu(channels, channels, stride=2),
                 *_conv_norm_relu(channels, channels),
             )
-        (height, width), (rows, cols) = config.image_size, config.feature_size
-        v = torch.linspace(0, height - 1, rows)[:, None].expand(rows, cols)
-        u = torch.linspace(0, width - 1, cols)[None].expand(rows, cols)
         bounds = torch.tensor([config.grid.x_bound, config.grid.y_bound, config.grid.z_bound])
-        self.register_buffer('pixels', torch.stack([u, v], dim=-1), persistent=False)
+        self.register_buffer('pixels', feature_pixels(config.image_size, config.feature_size), persistent=False)
         self.register_buffer('depths', config.depth_bins.values(), persistent=False)
         self.register_buffer('lower', bounds[:, 0], persistent=False)
         self.register_buffer('step', bounds[:, 2], persistent=False)
 
     def frustum_points(self, rig: CameraRig) -> Tensor:
         """(B, N, h, w, D, 3): LiDAR coordinates, after BEV augmentation, of every feature cell at every depth, metres."""
-        dtype = self.pixels.dtype
-        img_aug = rig.img_aug.to(dtype)
-        pixels = self.pixels - img_aug[:, :, None, None, :2, 3]
-        pixels = torch.einsum('bnij,bnhwj->bnhwi', inverse(img_aug[..., :2, :2]), pixels)
-        homogeneous = torch.cat([pixels, torch.ones_like(pixels[..., :1])], dim=-1)
-        rotation = rig.cam2lidar[..., :3, :3].to(dtype) @ inverse(rig.intrinsics.to(dtype))
-        rays = torch.einsum('bnij,bnhwj->bnhwi', rotation, homogeneous)
-        bev_aug = rig.bev_aug.to(dtype)
-        rays = torch.einsum('bij,bnhwj->bnhwi', bev_aug[:, :3, :3], rays)
-        origin = (
-            torch.einsum('bij,bnj->bni', bev_aug[:, :3, :3], rig.cam2lidar[..., :3, 3].to(dtype))
-            + bev_aug[:, None, :3, 3]
-        )
-        return origin[:, :, None, None, None] + rays[..., None, :] * self.depths[:, None]
+        return frustum_points(self.pixels, self.depths, rig)
 
     def cell_index(self, rig: CameraRig) -> Tensor:
         """(B * N * h * w, D) int64: cell in the batch's BEV maps (b, then the two axes of the grid's order), -1 off the grid.

@@ -264,8 +264,11 @@ class SwinEncoder(nn.Module):
 
 
 def init_linear(module: nn.Module) -> None:
-    """Truncated normal (0.02) weights and zero biases for linear layers, as Swin starts from scratch."""
+    """Xavier-uniform weights and zero biases for linear layers, as MAE and MixMAE start from scratch.
+
+    Truncated normal weights (0.02), as Swin has them, are far too small for narrow layers: those learn to see much later.
+    """
     if isinstance(module, nn.Linear):
-        nn.init.trunc_normal_(module.weight, std=0.02)
+        nn.init.xavier_uniform_(module.weight)
         if module.bias is not None:
             nn.init.zeros_(module.bias)

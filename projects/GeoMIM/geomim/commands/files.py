@@ -4,15 +4,27 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Dict, Optional
+from typing import Any, Dict, Optional, Tuple
 
 from torch import Tensor
 
 from ..checkpoint import LAYOUTS, detect_layout, from_geomim, read_checkpoint, save_atomically, tensors_of, to_geomim
 from ..depth import DepthBins
+from ..detector_layouts import (
+    AVERAGE_MARKS,
+    DETECTOR_LAYOUTS,
+    convert_detector,
+    describe_detector,
+    detector_layout,
+    is_detector,
+    resize_detector_windows,
+)
 from ..grid import BEVGrid
 from ..lift_splat import ViewTransformConfig
 from ..position_bias import resize_position_bias, window_of_table
+
+SOURCES = (*LAYOUTS, 'mmdet3d')
+TARGETS = tuple(name for name in SOURCES if name != 'mixmae')
 
 
 def add_inspect_arguments(parser: argparse.ArgumentParser) -> None:
@@ -24,11 +36,13 @@ def run_inspect(arguments: argparse.Namespace) -> int:
     """Print layout, sizes and, on request, every tensor."""
     checkpoint = read_checkpoint(arguments.file)
     state = tensors_of(checkpoint, str(arguments.file))
-    layout = detect_layout(state)
+    layout = _layout_of(state)
     values = sum(value.numel() for value in state.values())
     print(f'{arguments.file}: {layout or "unknown"} layout, {len(state)} tensors, {values / 1e6:.2f} M values')
     beside = sorted(str(key) for key in checkpoint if not isinstance(checkpoint[key], Tensor))
     print(f'  top-level entries: {", ".join(beside) or "tensors only"}')
+    if is_detector(state):
+        print(f'  whole detector: {describe_detector(state)}{_averaged(checkpoint)}')
     meta = checkpoint.get('meta')
     if isinstance(meta, dict):
         shown = {key: meta[key] for key in ('epoch', 'iter', 'time', 'mmengine_version') if key in meta}
@@ -52,6 +66,15 @@ def run_inspect(arguments: argparse.Namespace) -> int:
     return 0 if layout else 1
 
 
+def _layout_of(state: Dict[str, Tensor]) -> Optional[str]:
+    return detector_layout(state) or detect_layout(state)
+
+
+def _averaged(checkpoint: Dict[str, Any]) -> str:
+    marks = [mark for mark in AVERAGE_MARKS if mark in checkpoint]
+    return f', averaged weights ({marks[0]} beside them)' if marks else ''
+
+
 def _windows(state: Dict[str, Tensor]) -> Dict[str, int]:
     found = {}
     for name, value in state.items():
@@ -64,8 +87,14 @@ def _windows(state: Dict[str, Tensor]) -> Dict[str, int]:
 def add_convert_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('input', type=Path)
     parser.add_argument('output', type=Path)
-    parser.add_argument('--from', dest='source', default='auto', choices=('auto', *LAYOUTS), help='layout of the input')
-    parser.add_argument('--to', dest='target', required=True, choices=[name for name in LAYOUTS if name != 'mixmae'])
+    parser.add_argument('--from', dest='source', default='auto', choices=('auto', *SOURCES), help='layout of the input')
+    parser.add_argument(
+        '--to',
+        dest='target',
+        required=True,
+        choices=TARGETS,
+        help='layout of the output; mmdet3d and, from there, bevdet take whole detectors, else they take encoders',
+    )
     parser.add_argument(
         '--window', type=int, nargs='+', metavar='W', help='resize the position bias tables, a window a stage'
     )
@@ -115,19 +144,61 @@ def run_convert(arguments: argparse.Namespace) -> int:
         raise ValueError(f'{arguments.output} exists; give another name or --force')
     checkpoint = read_checkpoint(arguments.input)
     state = tensors_of(checkpoint, str(arguments.input))
-    layout = detect_layout(state) if arguments.source == 'auto' else arguments.source
+    layout = _layout_of(state) if arguments.source == 'auto' else arguments.source
     if layout is None:
         raise ValueError(
-            f'{arguments.input} is in no known layout ({", ".join(LAYOUTS)}); its names start with {sorted(state)[:5]}'
+            f'{arguments.input} is in no known layout ({", ".join(SOURCES)}); its names start with {sorted(state)[:5]}'
         )
-    ours = to_geomim(state, layout)
+    whole = _converts_whole(state, layout, arguments.target)
+    converted, resized, kept = (_whole if whole else _pretrained)(arguments, state, layout)
+    save_atomically({'state_dict': {name: value.contiguous() for name, value in converted.items()}}, arguments.output)
+    print(
+        f'{arguments.input} ({layout}, {len(state)} tensors) -> {arguments.output} ({arguments.target}, {len(converted)} tensors)'
+    )
+    if whole:
+        print(f'  whole detector: {describe_detector(state)}{_averaged(checkpoint)}')
+    if resized:
+        print(f'  {resized} position bias tables resized to windows {arguments.window}')
+    if kept < len(state):
+        print(
+            f'  {len(state) - kept} tensors of the input have no place in {arguments.target} or are derived constants'
+        )
+    return 0
+
+
+def _converts_whole(state: Dict[str, Tensor], layout: str, target: str) -> bool:
+    """Whether a whole detector is asked for; a published detector that goes to bevdet gives its GeoMIM encoder."""
+    if target == 'mmdet3d':
+        return True
+    holds_encoder = 'img_backbone.absolute_pos_embed' in state
+    return target in DETECTOR_LAYOUTS and is_detector(state) and (layout == 'mmdet3d' or not holds_encoder)
+
+
+def _whole(arguments: argparse.Namespace, state: Dict[str, Tensor], layout: str) -> Tuple[Dict[str, Tensor], int, int]:
+    """The detector in the target's layout, how many tables were resized, and how many tensors were taken over."""
+    _refuse_not_finite(arguments.input, state)
+    if not is_detector(state):
+        raise ValueError(
+            f'{arguments.input} ({layout} layout) holds no whole detector, which mmdet3d is for; '
+            'an encoder alone converts to bevdet or mmdet'
+        )
+    resized = 0
+    if arguments.window:
+        state, resized = resize_detector_windows(state, arguments.window)
+    converted = convert_detector(state, arguments.target)
+    return converted, resized, len(converted.keys() & state.keys())
+
+
+def _pretrained(
+    arguments: argparse.Namespace, state: Dict[str, Tensor], layout: str
+) -> Tuple[Dict[str, Tensor], int, int]:
+    """The pretraining model or its encoder in the target's layout; the numbers as in :func:`_whole`."""
+    ours = to_geomim(state, 'bevdet' if layout == 'mmdet3d' else layout)
     if not any(name.startswith('encoder.') for name in ours):
         raise ValueError(
             f'{arguments.input} holds no encoder in {layout} layout; its names start with {sorted(state)[:5]}'
         )
-    bad = [name for name, value in ours.items() if value.is_floating_point() and not bool(value.isfinite().all())]
-    if bad:
-        raise ValueError(f'{arguments.input}: {len(bad)} tensors hold values that are not finite: {", ".join(bad[:4])}')
+    _refuse_not_finite(arguments.input, ours)
     if arguments.target == 'reference' and 'head.weight' not in ours:
         raise ValueError(
             f'{arguments.input} ({layout} layout) holds no whole pretraining model, which the reference layout is for; '
@@ -135,15 +206,11 @@ def run_convert(arguments: argparse.Namespace) -> int:
         )
     resized = _resize_windows(ours, arguments.window) if arguments.window else 0
     converted = from_geomim(ours, arguments.target, _view_config(arguments, ours))
-    save_atomically({'state_dict': {name: value.contiguous() for name, value in converted.items()}}, arguments.output)
-    print(
-        f'{arguments.input} ({layout}, {len(state)} tensors) -> {arguments.output} ({arguments.target}, {len(converted)} tensors)'
-    )
-    if resized:
-        print(f'  {resized} position bias tables resized to windows {arguments.window}')
     kept = sum(arguments.target in ('geomim', 'reference') or name.startswith('encoder.') for name in ours)
-    if kept < len(state):
-        print(
-            f'  {len(state) - kept} tensors of the input have no place in {arguments.target} or are derived constants'
-        )
-    return 0
+    return converted, resized, kept
+
+
+def _refuse_not_finite(source: Path, state: Dict[str, Tensor]) -> None:
+    bad = [name for name, value in state.items() if value.is_floating_point() and not bool(value.isfinite().all())]
+    if bad:
+        raise ValueError(f'{source}: {len(bad)} tensors hold values that are not finite: {", ".join(bad[:4])}')

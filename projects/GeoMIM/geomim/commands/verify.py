@@ -21,9 +21,9 @@ from ..layouts import from_reference, to_reference
 from ..lift_splat import ViewTransformConfig
 from ..position_bias import resize_position_bias
 from ..pretrainer import GeoMIM, GeoMIMConfig, PretrainOutput
+from ..proofs.reference_file import ReferenceFile, Row, compare_all
 from ..swin import SwinConfig, SwinEncoder
 from ..target import TargetConfig
-from .reference_file import ReferenceFile, Row, compare_all
 
 _ORDINALS = ('first', 'second', 'third', 'fourth', 'fifth', 'sixth', 'seventh', 'eighth')
 # A reference file's group prefixes -> the prefixes of the published checkpoints.
@@ -185,11 +185,21 @@ def verify_position_bias(file: ReferenceFile) -> List[Row]:
     return compare_all(ours, file.group('out/'), 'out/')
 
 
+def verify_bevdet(file: ReferenceFile) -> List[Row]:
+    """A detector of the BEVDet family from images to boxes and losses; needs mmdet3d."""
+    try:
+        from ..proofs.bevdet import verify_bevdet as verify
+    except ImportError as error:
+        raise ValueError(f"{error}; detectors need mmdet3d: pip install 'geomim[mmdet3d]'") from error
+    return verify(file)
+
+
 VERIFIERS: Dict[str, Callable[[ReferenceFile], List[Row]]] = {
     'pretrain': verify_pretrain,
     'finetune_backbone': verify_finetune_backbone,
     'mixmae_initialisation': verify_mixmae,
     'position_bias_interpolation': verify_position_bias,
+    'bevdet': verify_bevdet,
 }
 
 

@@ -1,0 +1,63 @@
+"""The BEVDet family for mmdet3d 1.x (mmengine): import this module in a config's ``custom_imports``.
+
+Everything registers under mmengine's root registries, where mmdet3d, mmdet and mmseg all look.
+"""
+
+from .. import mmdet3d  # noqa: F401  (the GeoMIM Swin, hooks, and the cures of the host)
+from .backbones import CustomResNet, CustomResNet3D, StereoShiftedSwin
+from .datasets import (
+    BEVDET_CLASSES,
+    BEVDetBEVAug,
+    BEVDetCBGSDataset,
+    BEVDetDataPreprocessor,
+    BEVDetNuScenesDataset,
+    BoxesToKeyEgo,
+    EgoNuScenesMetric,
+    KeyFrameDepthMaps,
+    LoadSurroundFrames,
+    PackBEVDetInputs,
+    SurroundFramesAug,
+)
+from .detectors import BEVDepth4D, BEVDet, BEVDet4D, BEVStereo4D
+from .frames import SurroundFrames
+from .head import BEVDetCenterHead
+from .necks import FPN_LSS, LSSFPN3D, CustomFPN
+from .shifted_swin import ShiftedSwin
+from .training import LayerDecayOptimWrapperConstructor, RampedEMA, SequentialControlHook, SyncBNControlHook
+from .view_transformer import LSSViewTransformer, LSSViewTransformerBEVDepth, LSSViewTransformerBEVStereo
+from .vocabulary import translate_model
+
+__all__ = [
+    'BEVDET_CLASSES',
+    'FPN_LSS',
+    'BEVDepth4D',
+    'BEVDet',
+    'BEVDet4D',
+    'BEVDetBEVAug',
+    'BEVDetCBGSDataset',
+    'BEVDetCenterHead',
+    'BEVDetDataPreprocessor',
+    'BEVDetNuScenesDataset',
+    'BEVStereo4D',
+    'BoxesToKeyEgo',
+    'CustomFPN',
+    'CustomResNet',
+    'CustomResNet3D',
+    'EgoNuScenesMetric',
+    'KeyFrameDepthMaps',
+    'LSSFPN3D',
+    'LSSViewTransformer',
+    'LSSViewTransformerBEVDepth',
+    'LSSViewTransformerBEVStereo',
+    'LayerDecayOptimWrapperConstructor',
+    'LoadSurroundFrames',
+    'PackBEVDetInputs',
+    'RampedEMA',
+    'SequentialControlHook',
+    'ShiftedSwin',
+    'StereoShiftedSwin',
+    'SurroundFrames',
+    'SurroundFramesAug',
+    'SyncBNControlHook',
+    'translate_model',
+]

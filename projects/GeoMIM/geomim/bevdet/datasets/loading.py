@@ -1,0 +1,142 @@
+"""Loading of the surround images of several moments; N cameras, F frames, lengths metres."""
+
+from __future__ import annotations
+
+from typing import Any, Dict, List, Mapping, Optional
+
+import numpy as np
+from mmcv.transforms import BaseTransform
+from mmengine.registry import TRANSFORMS
+
+from ...mmdet3d.loading import LoadCameraRig, LoadSurroundImages
+from ...mmdet3d.rig import sample_name
+from .boxes import transform_boxes
+from .data_config import DataConfig
+
+MAKE_INFOS = 'python -m geomim.bevdet.infos ROOT writes info files with it'
+
+
+def camera_pose(frame: Mapping[str, Any], name: str) -> np.ndarray:
+    """(4, 4) float64, ego to global at the time stamp of a camera of a frame (a sample or one of its past frames).
+
+    Raises:
+        ValueError: a camera or pose that is absent, misshapen or not finite.
+    """
+    where = f'{sample_name(frame)}, camera {name}'
+    if name not in frame['images']:
+        raise ValueError(f'{where}: no such camera; the info file has {list(frame["images"])}')
+    camera = frame['images'][name]
+    if 'ego2global' not in camera:
+        raise ValueError(f"{where}: no 'ego2global' in the info file, there are {sorted(camera)}; {MAKE_INFOS}")
+    matrix = np.asarray(camera['ego2global'], dtype=np.float64)
+    if matrix.shape != (4, 4) or not np.isfinite(matrix).all():
+        raise ValueError(f'{where}: ego2global must be (4, 4) and finite, got {matrix.tolist()}')
+    return matrix
+
+
+@TRANSFORMS.register_module()
+class LoadSurroundFrames(BaseTransform):
+    """Reads images and calibration of the key frame and of the past frames that the dataset has put beside it.
+
+    Args:
+        data_config: BEVDet's dictionary, of which ``cams`` counts here; see :class:`DataConfig`.
+        num_frames: frames expected, the key frame included.
+        backend_args: of ``mmengine.fileio``, for files that are not on a local disk.
+
+    Writes:
+        frames: F dictionaries, the key frame first, then from newest to oldest, each with img (N arrays (H, W, 3), uint8
+            BGR), cam_names, cam2img (N, 3, 3) pixels, cam2ego, cam_ego2global and lidar2cam (N, 4, 4), float64, and the
+            identity as img_aug_matrix (N, 4, 4) and bev_aug_matrix (4, 4).
+        cam_names (N), img_path (N paths of the key frame), frame_tokens (F).
+
+    Raises:
+        ValueError: another number of frames, or an image or calibration that is absent or unusable.
+    """
+
+    def __init__(
+        self,
+        data_config: Optional[Mapping[str, Any]] = None,
+        num_frames: int = 1,
+        backend_args: Optional[Dict[str, Any]] = None,
+    ) -> None:
+        if num_frames < 1:
+            raise ValueError(
+                f'LoadSurroundFrames: num_frames counts the key frame, it must be at least 1, got {num_frames}'
+            )
+        self.cams = DataConfig.create(data_config).cams
+        self.num_frames = num_frames
+        self._rig = LoadCameraRig(self.cams)
+        self._images = LoadSurroundImages(backend_args)
+
+    def transform(self, results: Dict[str, Any]) -> Dict[str, Any]:
+        past = results.get('past_frames', [])
+        if 1 + len(past) != self.num_frames:
+            raise ValueError(
+                f'{sample_name(results)}: {1 + len(past)} frames with the key frame, LoadSurroundFrames expects '
+                f'{self.num_frames}; multi_adj_frame_id_cfg and stereo of BEVDetNuScenesDataset decide how many there are'
+            )
+        frames = [self._load(frame) for frame in (results, *past)]
+        results['frames'] = frames
+        results['cam_names'] = list(self.cams)
+        results['img_path'] = frames[0]['img_path']
+        results['frame_tokens'] = [frame.get('token') for frame in (results, *past)]
+        return results
+
+    def _load(self, frame: Mapping[str, Any]) -> Dict[str, Any]:
+        own = {key: frame[key] for key in ('token', 'sample_idx', 'images') if key in frame}
+        loaded: Dict[str, Any] = self._rig.transform(own)
+        loaded['cam_ego2global'] = np.stack([camera_pose(loaded, name) for name in self.cams])
+        return self._images.transform(loaded)
+
+    def __repr__(self) -> str:
+        return f'{type(self).__name__}(cams={list(self.cams)}, num_frames={self.num_frames})'
+
+
+@TRANSFORMS.register_module()
+class BoxesToKeyEgo(BaseTransform):
+    """Boxes from the LiDAR frame of the info file into the ego frame at a camera's time stamp.
+
+    Args:
+        ego_camera: the camera; None takes the first one of ``LoadSurroundFrames``, whose ego frame the model uses.
+            'CAM_FRONT' reproduces BEVDet, whose boxes lie by up to 0.3 m beside the model's frame; set it in training and
+            testing alike.
+
+    Writes:
+        lidar2key_ego (4, 4) float64, which ``EgoNuScenesMetric`` undoes; gt_bboxes_3d moved, if there are any.
+
+    Raises:
+        ValueError: a camera or pose that is absent or unusable.
+    """
+
+    def __init__(self, ego_camera: Optional[str] = None) -> None:
+        self.ego_camera = ego_camera
+
+    def transform(self, results: Dict[str, Any]) -> Dict[str, Any]:
+        if self.ego_camera is None and 'cam_names' not in results:
+            raise ValueError(
+                f'{sample_name(results)}: BoxesToKeyEgo goes after LoadSurroundFrames, or needs an ego_camera'
+            )
+        lidar2global = self._matrix(results, 'ego2global') @ self._matrix(results['lidar_points'], 'lidar2ego')
+        key_ego2global = camera_pose(results, self.ego_camera or results['cam_names'][0])
+        results['lidar2key_ego'] = np.linalg.inv(key_ego2global) @ lidar2global
+        if 'gt_bboxes_3d' in results:
+            results['gt_bboxes_3d'] = transform_boxes(results['gt_bboxes_3d'], results['lidar2key_ego'])
+        return results
+
+    @staticmethod
+    def _matrix(holder: Mapping[str, Any], key: str) -> np.ndarray:
+        if key not in holder:
+            raise ValueError(f"BoxesToKeyEgo: no '{key}' in the info file, there are {sorted(holder)}")
+        return np.asarray(holder[key], dtype=np.float64)
+
+    def __repr__(self) -> str:
+        return f'{type(self).__name__}(ego_camera={self.ego_camera!r})'
+
+
+def frame_poses(frames: List[Mapping[str, Any]]) -> np.ndarray:
+    """Ego poses (F, N, 4, 4) float64 of all frames and cameras in the key ego frame (first frame, first camera).
+
+    The global origin lies kilometres away, where float32 resolves a fifth of a millimetre at best; any common frame does.
+    """
+    poses = np.stack([frame['cam_ego2global'] for frame in frames])
+    return np.linalg.inv(poses[0, 0]) @ poses

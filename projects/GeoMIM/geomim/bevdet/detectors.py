@@ -1,0 +1,299 @@
+"""The BEVDet family: surround images of one or several moments to boxes in the key ego frame.
+
+Parameter names are BEVDet's. Shape legend: B samples, F frames (0 = key frame, then past ones from newest to oldest), N cameras, M = B * N
+images, C channels, H x W pixels, h x w feature cells, Y x X BEV cells.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple
+
+import torch
+from mmdet3d.models import Base3DDetector
+from mmdet3d.registry import MODELS as HOST_MODELS
+from mmengine.registry import MODELS
+from torch import Tensor
+
+from ..lift_splat import BEVFeatures
+from .backbones import check_stereo_backbone, first_stage
+from .frames import SurroundFrames
+from .stereo import StereoPair
+from .temporal import ego_motion, shift_feature
+
+Config = Mapping[str, Any]
+
+
+class ImageFeatures(NamedTuple):
+    """neck: (B, N, C, h, w); stereo: (M, C, H / 4, W / 4), or None."""
+
+    neck: Tensor
+    stereo: Optional[Tensor]
+
+
+class SurroundFeatures(NamedTuple):
+    """bev: (B, C, Y, X), encoded; depth: (M, D, h, w) probabilities of the key frame."""
+
+    bev: Tensor
+    depth: Tensor
+
+
+class LiftedFrame(NamedTuple):
+    """A frame in BEV, None where only its stereo feature was wanted; and that feature, for the next frame."""
+
+    lifted: Optional[BEVFeatures]
+    stereo: Optional[Tensor]
+
+
+@MODELS.register_module()
+class BEVDet(Base3DDetector):
+    """Detector of the key frame alone (arXiv 2112.11790).
+
+    Args:
+        img_backbone, img_neck: images to feature maps.
+        img_view_transformer: feature maps to BEV.
+        img_bev_encoder_backbone, img_bev_encoder_neck: BEV to encoded BEV.
+        pts_bbox_head: encoded BEV to boxes; None builds a detector that has features only.
+        train_cfg, test_cfg: their ``pts`` goes to the head.
+        data_preprocessor, init_cfg: as every mmdet3d detector.
+    """
+
+    num_frames = 1
+    uses_depth_labels = False
+
+    def __init__(
+        self,
+        img_backbone: Config,
+        img_neck: Config,
+        img_view_transformer: Config,
+        img_bev_encoder_backbone: Config,
+        img_bev_encoder_neck: Config,
+        pts_bbox_head: Optional[Config] = None,
+        train_cfg: Optional[Config] = None,
+        test_cfg: Optional[Config] = None,
+        data_preprocessor: Optional[Config] = None,
+        init_cfg: Optional[Config] = None,
+    ) -> None:
+        super().__init__(data_preprocessor=data_preprocessor, init_cfg=init_cfg)
+        self.img_backbone = HOST_MODELS.build(img_backbone)
+        self.img_neck = HOST_MODELS.build(img_neck)
+        self.img_view_transformer = HOST_MODELS.build(img_view_transformer)
+        self.img_bev_encoder_backbone = HOST_MODELS.build(img_bev_encoder_backbone)
+        self.img_bev_encoder_neck = HOST_MODELS.build(img_bev_encoder_neck)
+        self.train_cfg, self.test_cfg = train_cfg, test_cfg
+        if pts_bbox_head is not None:
+            self.pts_bbox_head = HOST_MODELS.build(_head_config(pts_bbox_head, train_cfg, test_cfg))
+
+    def loss(
+        self, batch_inputs_dict: Mapping[str, Tensor], batch_data_samples: Sequence, **_: Any
+    ) -> Dict[str, Tensor]:
+        """Losses of the head and, where the detector learns depth, ``loss_depth``.
+
+        Args:
+            batch_inputs_dict: the tensors of :class:`SurroundFrames` by name, and ``depth_map`` (B, N, H, W), metres, 0 = none, for the
+                detectors that learn depth.
+            batch_data_samples: B ``Det3DDataSample`` with ``gt_instances_3d`` in the augmented key ego frame.
+
+        Raises:
+            ValueError: inputs that are missing or do not fit.
+        """
+        features = self.extract_feat(batch_inputs_dict)
+        losses = self.depth_losses(batch_inputs_dict, features.depth)
+        losses.update(self._head().loss([features.bev], batch_data_samples))
+        return losses
+
+    def predict(self, batch_inputs_dict: Mapping[str, Tensor], batch_data_samples: Sequence, **_: Any) -> Sequence:
+        """The samples with ``pred_instances_3d`` in the augmented key ego frame."""
+        features = self.extract_feat(batch_inputs_dict)
+        results = self._head().predict([features.bev], batch_data_samples)
+        return self.add_pred_to_datasample(batch_data_samples, results)
+
+    def _forward(self, batch_inputs_dict: Mapping[str, Tensor], data_samples: Optional[Sequence] = None) -> Any:
+        """Raw outputs of the head."""
+        return self._head()([self.extract_feat(batch_inputs_dict).bev])
+
+    def extract_feat(self, batch_inputs_dict: Mapping[str, Tensor]) -> SurroundFeatures:
+        """Images and geometry to encoded BEV features.
+
+        Raises:
+            ValueError: another number of frames than the detector's, or shapes that do not fit.
+        """
+        frames = SurroundFrames.from_inputs(batch_inputs_dict)
+        if frames.num_frames != self.num_frames:
+            raise ValueError(
+                f'{type(self).__name__} takes {self.num_frames} frames a sample (key frame first, then past ones from the newest to the '
+                f'oldest), got {frames.num_frames}'
+            )
+        bev, depth = self.lift_frames(frames)
+        return SurroundFeatures(self.encode_bev(bev), depth)
+
+    def lift_frames(self, frames: SurroundFrames) -> Tuple[Tensor, Tensor]:
+        """All frames, aligned and side by side: BEV features (B, C, Y, X), and the key frame's depth (M, D, h, w)."""
+        rig = frames.rig(0, frames.sensor2key())
+        lifted = self.img_view_transformer(self.encode_images(frames.images[:, 0]).neck, rig)
+        return lifted.bev, lifted.depth
+
+    def encode_images(self, images: Tensor, stereo: bool = False) -> ImageFeatures:
+        """(B, N, 3, H, W) -> features; with ``stereo`` the backbone's first output is the stereo feature."""
+        maps = self.img_backbone(images.flatten(0, 1))
+        first, maps = (maps[0], maps[1:]) if stereo else (None, maps)
+        neck = self.img_neck(maps)
+        if isinstance(neck, (list, tuple)):
+            neck = neck[0]
+        return ImageFeatures(neck.unflatten(0, images.shape[:2]), first)
+
+    def encode_bev(self, bev: Tensor) -> Tensor:
+        """(B, C, Y, X) -> (B, C', Y', X')."""
+        encoded = self.img_bev_encoder_neck(self.img_bev_encoder_backbone(bev))
+        return encoded[0] if isinstance(encoded, (list, tuple)) else encoded
+
+    def depth_losses(self, inputs: Mapping[str, Tensor], depth: Tensor) -> Dict[str, Tensor]:
+        if not self.uses_depth_labels:
+            return {}
+        if 'depth_map' not in inputs:
+            raise ValueError(
+                f'{type(self).__name__} learns depth and needs depth_map (B, N, H, W) in metres among its inputs'
+            )
+        return {'loss_depth': self.img_view_transformer.depth_loss(inputs['depth_map'], depth)}
+
+    def _head(self) -> torch.nn.Module:
+        if not hasattr(self, 'pts_bbox_head'):
+            raise ValueError(f'this {type(self).__name__} was built without pts_bbox_head and has no boxes')
+        return self.pts_bbox_head
+
+
+@MODELS.register_module()
+class BEVDet4D(BEVDet):
+    """Detector of the key frame and past ones, whose BEV features stand side by side (arXiv 2203.17054).
+
+    Gradients flow through the key frame only.
+
+    Args:
+        pre_process: a network on the BEV features of each frame; its first output counts.
+        align_after_view_transfromation: place past features as if nothing had moved and shift them in BEV, so that all frames share one
+            geometry; by default their own poses place them. (The spelling is BEVDet's.)
+        num_adj: past frames.
+        with_prev: whether past frames are used; zeros take their place otherwise.
+        **options: as :class:`BEVDet`.
+
+    Raises:
+        ValueError: a negative ``num_adj``.
+    """
+
+    extra_frames = 0  # frames beyond num_adj that lend only their stereo feature
+    oldest_first = False  # order in which frames are lifted and stand side by side
+
+    def __init__(
+        self,
+        pre_process: Optional[Config] = None,
+        align_after_view_transfromation: bool = False,
+        num_adj: int = 1,
+        with_prev: bool = True,
+        **options: Any,
+    ) -> None:
+        super().__init__(**options)
+        if num_adj < 0:
+            raise ValueError(f'num_adj counts past frames and cannot be {num_adj}')
+        self.align_after_view_transfromation = align_after_view_transfromation
+        self.num_adj = num_adj
+        self.with_prev = with_prev
+        if pre_process is not None:
+            self.pre_process_net = HOST_MODELS.build(pre_process)
+
+    @property
+    def num_frames(self) -> int:  # type: ignore[override]
+        return self.num_adj + 1 + self.extra_frames
+
+    def lift_frames(self, frames: SurroundFrames) -> Tuple[Tensor, Tensor]:
+        sensor2key = frames.sensor2key()
+        order = [frame for frame in self._in_order(self.num_frames) if frame == 0 or self.with_prev]
+        lifted: Dict[int, BEVFeatures] = {}
+        stereo: Optional[Tensor] = None
+        for frame in order:
+            with torch.set_grad_enabled(torch.is_grad_enabled() and frame == 0):
+                result, stereo = self.lift_frame(frames, sensor2key, frame, stereo)
+            if result is not None:
+                lifted[frame] = result
+        return self._side_by_side(lifted, frames, sensor2key), lifted[0].depth
+
+    def lift_frame(
+        self, frames: SurroundFrames, sensor2key: Tensor, frame: int, stereo: Optional[Tensor]
+    ) -> LiftedFrame:
+        """One frame to BEV. ``stereo`` is the feature that the frame lifted before left behind."""
+        features = self.encode_images(frames.images[:, frame])
+        return LiftedFrame(self._to_bev(features.neck, frames, sensor2key, frame), None)
+
+    def _to_bev(
+        self,
+        features: Tensor,
+        frames: SurroundFrames,
+        sensor2key: Tensor,
+        frame: int,
+        pair: Optional[StereoPair] = None,
+    ) -> BEVFeatures:
+        placed = 0 if self.align_after_view_transfromation else frame
+        lifted = self.img_view_transformer(features, frames.rig(frame, sensor2key, placed), pair)
+        if hasattr(self, 'pre_process_net'):
+            lifted = lifted._replace(bev=self.pre_process_net(lifted.bev)[0])
+        return lifted
+
+    def _side_by_side(self, lifted: Mapping[int, BEVFeatures], frames: SurroundFrames, sensor2key: Tensor) -> Tensor:
+        maps: List[Tensor] = []
+        for frame in self._in_order(self.num_adj + 1):
+            if frame not in lifted:
+                maps.append(torch.zeros_like(lifted[0].bev))
+            elif frame and self.align_after_view_transfromation:
+                motion = ego_motion(sensor2key[:, 0, 0], sensor2key[:, frame, 0], frames.bev_aug)
+                maps.append(shift_feature(lifted[frame].bev, motion, self.img_view_transformer.grid))
+            else:
+                maps.append(lifted[frame].bev)
+        return torch.cat(maps, dim=1)
+
+    def _in_order(self, count: int) -> List[int]:
+        return list(range(count))[:: -1 if self.oldest_first else 1]
+
+
+@MODELS.register_module()
+class BEVDepth4D(BEVDet4D):
+    """BEVDet4D that learns depth from LiDAR points (BEVDepth, arXiv 2206.10092); arguments as :class:`BEVDet4D`."""
+
+    uses_depth_labels = True
+
+
+@MODELS.register_module()
+class BEVStereo4D(BEVDepth4D):
+    """BEVDepth4D whose depth network compares each frame with the one before (BEVStereo, arXiv 2209.10248).
+
+    Takes one frame more than ``num_adj + 1``: the oldest only lends its stereo feature. Arguments as :class:`BEVDet4D`.
+
+    Raises:
+        ValueError: an image backbone without the stereo feature in front of its outputs.
+    """
+
+    extra_frames = 1
+    oldest_first = True
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        check_stereo_backbone(self.img_backbone)
+
+    def lift_frame(
+        self, frames: SurroundFrames, sensor2key: Tensor, frame: int, stereo: Optional[Tensor]
+    ) -> LiftedFrame:
+        images = frames.images[:, frame]
+        if frame == self.num_frames - 1:
+            return LiftedFrame(None, first_stage(self.img_backbone, images.flatten(0, 1)))
+        features = self.encode_images(images, stereo=True)
+        pair = None
+        if stereo is not None:
+            pair = StereoPair(features.stereo, stereo, frames.sensor2older()[:, frame])
+        return LiftedFrame(self._to_bev(features.neck, frames, sensor2key, frame, pair), features.stereo)
+
+
+def _head_config(head: Config, train_cfg: Optional[Config], test_cfg: Optional[Config]) -> Dict[str, Any]:
+    """The head's configuration with the detector's ``pts`` settings where it has none of its own."""
+    config = dict(copy.deepcopy(head))
+    for name, settings in (('train_cfg', train_cfg), ('test_cfg', test_cfg)):
+        if settings is not None and config.get(name) is None:
+            config[name] = copy.deepcopy(settings.get('pts', settings))
+    return config

@@ -1,0 +1,91 @@
+"""The small world with the BEVDet family's info files, and its pipeline."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Callable, Dict, List, Optional
+
+import pytest
+
+CAMERAS = ['CAM_FRONT_LEFT', 'CAM_FRONT', 'CAM_FRONT_RIGHT', 'CAM_BACK_LEFT', 'CAM_BACK', 'CAM_BACK_RIGHT']
+DATA_CONFIG = dict(
+    cams=CAMERAS,
+    Ncams=6,
+    input_size=(128, 224),
+    src_size=(225, 400),
+    resize=(-0.06, 0.11),
+    rot=(-5.4, 5.4),
+    flip=True,
+    crop_h=(0.0, 0.0),
+    resize_test=0.0,
+)
+
+
+def linked_world(small_world: Path, root: Path) -> Path:
+    """The small world by links, to which files may be added."""
+    root.mkdir(parents=True)
+    for entry in small_world.iterdir():
+        (root / entry.name).symlink_to(entry)
+    return root
+
+
+def make_pipeline(
+    frames: int = 1,
+    training: bool = True,
+    depth: bool = True,
+    ego_camera: Optional[str] = None,
+    data_config: Optional[Dict[str, Any]] = None,
+) -> List[Dict[str, Any]]:
+    """The steps up to packing, without filters of boxes."""
+    config = data_config or DATA_CONFIG
+    points = [
+        dict(type='LoadPointsFromFile', coord_type='LIDAR', load_dim=5, use_dim=5),
+        dict(type='KeyFrameDepthMaps', depth_range=(1.0, 60.0)),
+    ]
+    return [
+        dict(type='LoadSurroundFrames', data_config=config, num_frames=frames),
+        dict(type='SurroundFramesAug', data_config=config, training=training),
+        dict(type='LoadAnnotations3D', with_bbox_3d=True, with_label_3d=True),
+        dict(type='BoxesToKeyEgo', ego_camera=ego_camera),
+        dict(type='BEVDetBEVAug', training=training),
+        *(points if depth else []),
+        dict(type='PackBEVDetInputs'),
+    ]
+
+
+@pytest.fixture(scope='session')
+def bevdet_world(small_world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Not to be changed."""
+    from mmdet3d.utils import register_all_modules
+
+    from geomim.bevdet.infos import make_bevdet_infos
+
+    register_all_modules(init_default_scope=True)
+    return make_bevdet_infos(linked_world(small_world, tmp_path_factory.mktemp('bevdet') / 'world'))
+
+
+@pytest.fixture(scope='session')
+def bevdet_pipeline() -> Callable[..., List[Dict[str, Any]]]:
+    return make_pipeline
+
+
+@pytest.fixture(scope='session')
+def make_dataset(bevdet_world: Path) -> Callable[..., Any]:
+    """``BEVDetNuScenesDataset`` of the world; keyword arguments change its settings."""
+    from geomim.bevdet.datasets import BEVDetNuScenesDataset
+
+    def build(split: str = 'train', **changes: Any) -> Any:
+        settings: Dict[str, Any] = dict(
+            data_root=f'{bevdet_world}/',
+            ann_file=f'bevdet_infos_{split}.pkl',
+            data_prefix=dict(pts='samples/LIDAR_TOP', **{name: f'samples/{name}' for name in CAMERAS}),
+            pipeline=[],
+        )
+        return BEVDetNuScenesDataset(**{**settings, **changes})
+
+    return build
+
+
+@pytest.fixture(scope='session')
+def link_world(small_world: Path) -> Callable[[Path], Path]:
+    return lambda root: linked_world(small_world, root)

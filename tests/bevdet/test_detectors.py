@@ -1,0 +1,340 @@
+"""Whole detectors at the smallest size: frames, gradients, losses, predictions, and what they refuse.
+
+The reference tensors pin the numbers; here are the properties of every option that they do not use.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Dict, Iterator, List, Mapping
+
+import pytest
+import torch
+from torch import Tensor
+
+pytest.importorskip('mmdet3d')
+
+from mmdet3d.structures import Det3DDataSample, LiDARInstance3DBoxes
+from mmengine.registry import MODELS
+from mmengine.structures import InstanceData
+
+import geomim.bevdet  # noqa: F401 - registers every part
+from geomim.bevdet.detectors import BEVDet, BEVStereo4D
+from geomim.bevdet.vocabulary import translate_model
+
+SIZE = (64, 96)
+CHANNELS = 4  # of a frame in BEV
+VIEWS = {'BEVDepth4D': 'LSSViewTransformerBEVDepth', 'BEVStereo4D': 'LSSViewTransformerBEVStereo'}
+ALL = ('BEVDet', 'BEVDet4D', 'BEVDepth4D', 'BEVStereo4D')
+TEMPORAL = ALL[1:]
+
+
+def resnet(stereo: bool) -> Dict[str, Any]:
+    return dict(type='ResNet', depth=18, base_channels=4, out_indices=(0, 2, 3) if stereo else (2, 3), norm_eval=False)
+
+
+def head() -> Dict[str, Any]:
+    shared = dict(pc_range=[-16.0, -12.0], out_size_factor=2, voxel_size=[1.0, 1.0])
+    limits = [-20.0, -20.0, -10.0, 20.0, 20.0, 10.0]
+    return dict(
+        type='CenterHead',
+        in_channels=8,
+        tasks=[dict(num_class=1, class_names=['car']), dict(num_class=2, class_names=['bus', 'cone'])],
+        common_heads=dict(reg=(2, 2), height=(1, 2), dim=(3, 2), rot=(2, 2), vel=(2, 2)),
+        share_conv_channel=8,
+        bbox_coder=dict(
+            type='CenterPointBBoxCoder', post_center_range=limits, max_num=20, score_threshold=0.01, code_size=9, **shared
+        ),
+        separate_head=dict(type='SeparateHead', init_bias=-2.19, final_kernel=3),
+        loss_cls=dict(type='GaussianFocalLoss', reduction='mean'),
+        loss_bbox=dict(type='L1Loss', reduction='mean', loss_weight=0.25),
+        norm_bbox=True,
+    )  # fmt: skip
+
+
+TRAIN_CFG = dict(
+    pts=dict(
+        point_cloud_range=[-16.0, -12.0, -5.0, 16.0, 12.0, 3.0], grid_size=[32, 24, 1], voxel_size=[1.0, 1.0, 8.0], out_size_factor=2,
+        dense_reg=1, gaussian_overlap=0.1, max_objs=50, min_radius=2, code_weights=[1.0] * 10,
+    )
+)  # fmt: skip
+TEST_CFG = dict(
+    pts=dict(
+        pc_range=[-16.0, -12.0], post_center_limit_range=[-20.0, -20.0, -10.0, 20.0, 20.0, 10.0], max_per_img=20, max_pool_nms=False,
+        min_radius=[4, 1], score_threshold=0.01, out_size_factor=2, voxel_size=[1.0, 1.0], pre_max_size=100, post_max_size=20,
+        nms_type=['rotate', 'circle'], nms_thr=0.2, nms_rescale_factor=[1.0, [0.7, 1.5]],
+    )
+)  # fmt: skip
+
+
+def published(kind: str, past: int = 1, **changes: Any) -> Dict[str, Any]:
+    """A small configuration in BEVDet's vocabulary; the grid is not square."""
+    stereo, frames = kind == 'BEVStereo4D', 1 if kind == 'BEVDet' else past + 1
+    depthnet = dict(use_dcn=False, aspp_mid_channels=4, **(dict(stereo=True, bias=5.0) if stereo else {}))
+    model: Dict[str, Any] = dict(
+        type=kind,
+        img_backbone=resnet(stereo),
+        img_neck=dict(type='CustomFPN', in_channels=[16, 32], out_channels=8, num_outs=1, start_level=0, out_ids=[0]),
+        img_view_transformer=dict(
+            type=VIEWS.get(kind, 'LSSViewTransformer'),
+            grid_config=dict(x=[-16.0, 16.0, 2.0], y=[-12.0, 12.0, 2.0], z=[-5, 3, 8], depth=[1.0, 17.0, 1.0]),
+            input_size=SIZE, in_channels=8, out_channels=CHANNELS, downsample=16, sid=stereo,
+            **(dict(depthnet_cfg=depthnet) if kind in VIEWS else {}),
+        ),
+        img_bev_encoder_backbone=dict(
+            type='CustomResNet', numC_input=CHANNELS * frames, num_layer=[1, 1], num_channels=[8, 16], stride=[2, 2]
+        ),
+        img_bev_encoder_neck=dict(type='FPN_LSS', in_channels=24, out_channels=8, scale_factor=2, input_feature_index=(0, 1)),
+        pts_bbox_head=head(),
+        train_cfg=TRAIN_CFG,
+        test_cfg=TEST_CFG,
+    )  # fmt: skip
+    if kind != 'BEVDet':
+        model.update(num_adj=past, align_after_view_transfromation=False)
+    model.update(changes)
+    return model
+
+
+def build(kind: str, past: int = 1, **changes: Any) -> BEVDet:
+    torch.manual_seed(4)
+    model = MODELS.build(translate_model(published(kind, past, **changes)))
+    for value in model.parameters():
+        if value.dim() == 1:  # no norm and no bias is left at one or zero
+            value.data.add_(0.1 * torch.randn_like(value))
+    return model.eval()
+
+
+@pytest.fixture(autouse=True, scope='module')
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def make_inputs(make_rig: Any) -> Any:
+    def make(frames: int, batch: int = 1, cams: int = 2, moving: bool = True) -> Dict[str, Tensor]:
+        rig = make_rig(batch, cams, SIZE, augmented=True)
+        ego = torch.eye(4).repeat(batch, frames, cams, 1, 1)
+        if moving:
+            ego[..., 0, 3] = 700 - 1.3 * torch.arange(frames)[None, :, None] + 0.1 * torch.arange(cams)
+        bev_aug = rig.bev_aug.clone()
+        bev_aug[:, :3, 3] = 0
+        return dict(
+            images=torch.randn(batch, frames, cams, 3, *SIZE),
+            sensor2ego=rig.cam2lidar[:, None].repeat(1, frames, 1, 1, 1),
+            ego2global=ego,
+            intrinsics=rig.intrinsics[:, None].repeat(1, frames, 1, 1, 1),
+            img_aug=rig.img_aug[:, None].repeat(1, frames, 1, 1, 1),
+            bev_aug=bev_aug,
+            depth_map=15 * torch.rand(batch, cams, *SIZE) * (torch.rand(batch, cams, *SIZE) < 0.05),
+        )
+
+    return make
+
+
+def make_samples(batch: int) -> List[Det3DDataSample]:
+    samples = []
+    for index in range(batch):
+        boxes = torch.tensor([[3.0, 2, -1, 4, 2, 1.5, 0.3, 1, 0], [-6, 5.0 - index, -1, 1, 1, 1, 2.0, 0, 0]])
+        sample = Det3DDataSample(metainfo=dict(box_type_3d=LiDARInstance3DBoxes))
+        sample.gt_instances_3d = InstanceData(
+            bboxes_3d=LiDARInstance3DBoxes(boxes, box_dim=9), labels_3d=torch.tensor([0, 2])
+        )
+        samples.append(sample)
+    return samples
+
+
+def without(inputs: Mapping[str, Tensor], *names: str) -> Dict[str, Tensor]:
+    return {name: value for name, value in inputs.items() if name not in names}
+
+
+@pytest.mark.parametrize('kind', ALL)
+def test_losses_and_predictions(kind: str, make_inputs: Any) -> None:
+    model = build(kind)
+    inputs, samples = make_inputs(model.num_frames, batch=2), make_samples(2)
+    losses = model(inputs, samples, mode='loss')
+    parts = ('xy', 'z', 'whl', 'yaw', 'vel', 'heatmap')
+    expected = {f'task{task}.loss_{part}' for task in range(2) for part in parts}
+    assert set(losses) == expected | ({'loss_depth'} if kind in VIEWS else set())
+    assert all(torch.isfinite(value) and value >= 0 for value in losses.values())
+    with torch.no_grad():
+        found = model(inputs, samples, mode='predict')
+        raw = model(inputs, mode='tensor')
+    assert found[0] is samples[0]
+    assert len(found[1].pred_instances_3d.bboxes_3d) > 0
+    assert len(raw) == 2
+    assert raw[0][0]['heatmap'].shape == (2, 1, 12, 16)
+
+
+@pytest.mark.parametrize('kind', ALL)
+def test_every_weight_learns(kind: str, make_inputs: Any) -> None:
+    model = build(kind).train()
+    losses = model.loss(make_inputs(model.num_frames, batch=2), make_samples(2))
+    sum(losses.values()).backward()
+    silent = [name for name, value in model.named_parameters() if value.grad is None]
+    assert silent == []
+
+
+@pytest.mark.parametrize('kind', TEMPORAL)
+@pytest.mark.parametrize('align', [False, True])
+def test_only_the_key_frame_gets_a_gradient(kind: str, align: bool, make_inputs: Any) -> None:
+    model = build(kind, past=2, align_after_view_transfromation=align)
+    inputs = make_inputs(model.num_frames)
+    inputs['images'].requires_grad_()
+    features = model.extract_feat(inputs)
+    features.bev.square().sum().backward()
+    by_frame = inputs['images'].grad.abs().sum(dim=(0, 2, 3, 4, 5))
+    assert by_frame[0] > 0
+    assert by_frame[1:].tolist() == [0] * (model.num_frames - 1)
+
+
+@pytest.mark.parametrize('kind', TEMPORAL)
+def test_every_frame_matters_and_in_its_own_place(kind: str, make_inputs: Any) -> None:
+    model = build(kind, past=2)
+    inputs = make_inputs(model.num_frames)
+    stereo = kind == 'BEVStereo4D'
+    order = [2, 1, 0] if stereo else [0, 1, 2]
+    with torch.no_grad():
+        before = maps_by_frame(model, inputs)
+        for frame in range(model.num_frames):
+            images = inputs['images'].clone()
+            images[:, frame] += torch.randn_like(images[:, frame])
+            after = maps_by_frame(model, {**inputs, 'images': images})
+            changed = {order[place] for place in range(3) if not torch.equal(before[place], after[place])}
+            # stereo: the next newer frame is compared with this one
+            assert changed == ({frame, frame - 1} & {0, 1, 2} if stereo else {frame})
+
+
+def maps_by_frame(model: BEVDet, inputs: Mapping[str, Tensor]) -> List[Tensor]:
+    """The maps that stand side by side, in their order."""
+    seen: List[Tensor] = []
+    handle = model.img_bev_encoder_backbone.register_forward_pre_hook(lambda module, given: seen.append(given[0]))
+    model.extract_feat(inputs)
+    handle.remove()
+    return list(seen[0].split(CHANNELS, dim=1))
+
+
+@pytest.mark.parametrize('kind', TEMPORAL)
+@pytest.mark.parametrize('align', [False, True])
+def test_without_past_frames_zeros_take_their_place(kind: str, align: bool, make_inputs: Any) -> None:
+    model = build(kind, past=2, align_after_view_transfromation=align)
+    inputs = make_inputs(model.num_frames)
+    key = -1 if kind == 'BEVStereo4D' else 0
+    with torch.no_grad():
+        with_past = maps_by_frame(model, inputs)
+        model.with_prev = False
+        alone = maps_by_frame(model, inputs)
+    assert [bool(value.abs().sum() > 0) for value in with_past] == [True] * 3
+    assert sum(bool(value.abs().sum() > 0) for value in alone) == 1
+    assert alone[key].abs().sum() > 0
+    if kind != 'BEVStereo4D':  # where the key frame is compared with the one before
+        assert torch.equal(alone[key], with_past[key])
+
+
+@pytest.mark.parametrize('kind', TEMPORAL)
+def test_at_rest_both_ways_of_alignment_agree(kind: str, make_inputs: Any) -> None:
+    before, after = (build(kind, past=2, align_after_view_transfromation=align) for align in (False, True))
+    with torch.no_grad():
+        for moving in (False, True):
+            inputs = make_inputs(before.num_frames, moving=moving)
+            first, second = maps_by_frame(before, inputs), maps_by_frame(after, inputs)
+            furthest = [float((a - b).abs().max() / a.abs().max()) for a, b in zip(first, second)]
+            key = -1 if kind == 'BEVStereo4D' else 0
+            assert furthest.pop(key) == 0
+            assert (min(furthest) > 0.1) if moving else (max(furthest) < 1e-3)
+
+
+def test_pre_processing_works_on_each_frame(make_inputs: Any) -> None:
+    net = dict(
+        type='CustomResNet',
+        numC_input=CHANNELS,
+        num_layer=[1],
+        num_channels=[CHANNELS],
+        stride=[1],
+        backbone_output_ids=[0],
+    )
+    model = build('BEVDet4D', past=2, pre_process=net)
+    calls: List[Tensor] = []
+    model.pre_process_net.register_forward_hook(lambda module, given, output: calls.append(output[0]))
+    with torch.no_grad():
+        maps = maps_by_frame(model, make_inputs(3))
+    assert len(calls) == 3
+    assert all(torch.equal(a, b) for a, b in zip(maps, calls))
+
+
+@pytest.mark.parametrize('kind', ['BEVDet', 'BEVDepth4D'])
+def test_accelerated_results_are_equal(kind: str, make_inputs: Any) -> None:
+    plain = build(kind)
+    view = dict(published(kind)['img_view_transformer'], accelerate=True)
+    fast = build(kind, img_view_transformer=view)
+    inputs = make_inputs(plain.num_frames)
+    with torch.no_grad():
+        for _ in range(2):
+            assert torch.equal(fast.extract_feat(inputs).bev, plain.extract_feat(inputs).bev)
+    assert len(fast.img_view_transformer.plans) == plain.num_frames
+
+
+@pytest.mark.parametrize('kind', ALL)
+def test_another_number_of_frames(kind: str, make_inputs: Any) -> None:
+    model = build(kind, past=2)
+    wanted = {'BEVDet': 1, 'BEVStereo4D': 4}.get(kind, 3)
+    assert model.num_frames == wanted
+    with pytest.raises(ValueError, match=f'{kind} takes {wanted} frames a sample .* got {wanted + 1}'):
+        model.extract_feat(make_inputs(wanted + 1))
+
+
+def test_inputs_that_do_not_fit(make_inputs: Any) -> None:
+    model = build('BEVDepth4D')
+    inputs = make_inputs(2)
+    with pytest.raises(ValueError, match='needs depth_map'):
+        model.loss(without(inputs, 'depth_map'), make_samples(1))
+    with pytest.raises(ValueError, match='sensor2ego missing'):
+        model.loss(without(inputs, 'sensor2ego'), make_samples(1))
+    with pytest.raises(ValueError, match=r'ego2global has shape \(1, 2, 1, 4, 4\)'):
+        model.loss({**inputs, 'ego2global': inputs['ego2global'][:, :, :1]}, make_samples(1))
+    with pytest.raises(ValueError, match='depth map of'):
+        model.loss({**inputs, 'depth_map': inputs['depth_map'][:, :1]}, make_samples(1))
+    with pytest.raises(ValueError, match=r'features of \(1, 2, 8, 4, 8\)'):
+        model.loss({**inputs, 'images': torch.randn(1, 2, 2, 3, 64, 128)}, make_samples(1))
+
+
+def test_a_detector_without_a_head_has_features_only(make_inputs: Any) -> None:
+    model = build('BEVDet', pts_bbox_head=None)
+    assert model.extract_feat(make_inputs(1)).bev.shape == (1, 8, 12, 16)
+    with pytest.raises(ValueError, match='without pts_bbox_head'):
+        model.predict(make_inputs(1), make_samples(1))
+
+
+def test_settings_of_detectors_that_do_not_fit() -> None:
+    with pytest.raises(ValueError, match='num_adj counts past frames and cannot be -1'):
+        build('BEVDet4D', num_adj=-1)
+    with pytest.raises(ValueError, match='stage 0'):
+        build('BEVStereo4D', img_backbone=resnet(stereo=False))
+
+
+def test_the_head_takes_the_detectors_settings() -> None:
+    config = published('BEVDet')
+    translated = translate_model(config)
+    assert translated['pts_bbox_head']['test_cfg'] == TEST_CFG['pts']
+    by_detector = {**translated, 'train_cfg': TRAIN_CFG, 'test_cfg': TEST_CFG}
+    by_detector['pts_bbox_head'] = {
+        key: value for key, value in translated['pts_bbox_head'].items() if key not in ('train_cfg', 'test_cfg')
+    }
+    model = MODELS.build(by_detector)
+    assert model.pts_bbox_head.train_cfg == TRAIN_CFG['pts']
+    assert 'train_cfg' not in by_detector['pts_bbox_head']
+
+
+def test_stereo_compares_through_the_depth_network_alone(make_inputs: Any) -> None:
+    """The oldest frame of BEVStereo has no map of its own."""
+    model = build('BEVStereo4D', past=1)
+    assert isinstance(model, BEVStereo4D)
+    inputs = make_inputs(3)
+    images = inputs['images'].clone()
+    images[:, 2] += 1
+    with torch.no_grad():
+        before, after = maps_by_frame(model, inputs), maps_by_frame(model, {**inputs, 'images': images})
+    assert len(before) == 2
+    assert not torch.equal(before[0], after[0])
+    assert torch.equal(before[1], after[1])

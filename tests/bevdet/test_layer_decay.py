@@ -1,0 +1,162 @@
+"""Learning rate and weight decay of every parameter, against the published groups and on Swins of other depths."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any, Dict, Tuple
+
+import pytest
+import torch
+from mmengine.model import MMDistributedDataParallel
+from mmengine.optim import build_optim_wrapper
+from torch import nn
+
+from geomim.bevdet.training.layer_decay import swin_layer
+from geomim.mmdet3d import GeoMIMSwin
+
+LR, DECAY = 2e-4, 0.05
+
+
+def reference_folder() -> Path:
+    default = Path(__file__).resolve().parents[2].parent / 'shared' / 'reference'
+    return Path(os.environ.get('GEOMIM_REFERENCE', default))
+
+
+def wrapper_of(model: nn.Module, **options: Any) -> Any:
+    return build_optim_wrapper(
+        model,
+        dict(
+            type='OptimWrapper',
+            optimizer=dict(type='AdamW', lr=LR, weight_decay=DECAY),
+            constructor='LayerDecayOptimWrapperConstructor',
+            paramwise_cfg=dict(options),
+        ),
+    )
+
+
+def settings(model: nn.Module, **options: Any) -> Dict[str, Tuple[float, float]]:
+    """(factor of the learning rate, weight decay) of every parameter in the optimizer."""
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    found = {}
+    for group in wrapper_of(model, **options).optimizer.param_groups:
+        for parameter in group['params']:
+            assert names[id(parameter)] not in found
+            found[names[id(parameter)]] = (group['lr'] / LR, group['weight_decay'])
+    return found
+
+
+def plant(root: nn.Module, name: str, shape: Tuple[int, ...]) -> None:
+    """A parameter under a dotted name, with modules on the way."""
+    *path, last = name.split('.')
+    for part in path:
+        if part not in dict(root.named_children()):
+            root.add_module(part, nn.Module())
+        root = root.get_submodule(part)
+    root.register_parameter(last, nn.Parameter(torch.zeros(shape)))
+
+
+class Detector(nn.Module):
+    """A Swin with an output norm, a neck and a head."""
+
+    def __init__(self, depths: Tuple[int, ...] = (1, 2, 1)) -> None:
+        super().__init__()
+        sizes = dict(embed_dims=8, depths=depths, num_heads=(1,) * len(depths), window_size=(4,) * len(depths))
+        self.img_backbone = GeoMIMSwin(**sizes, out_indices=(len(depths) - 1,), pretrain_img_size=32)
+        self.img_neck = nn.Conv2d(32, 4, 1)
+        self.pts_bbox_head = nn.Sequential(nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4))
+
+
+def test_groups_of_the_published_stereo_run() -> None:
+    path = reference_folder() / 'layer_decay_swinb_stereo.json'
+    if not path.is_file():
+        pytest.skip(f'no {path}; set GEOMIM_REFERENCE to the folder of the reference tensors')
+    published = json.loads(path.read_text())
+    manifest = json.loads((path.parent / 'manifests' / f'{published["config"]}.json').read_text())['state_dict']
+    with torch.device('meta'):
+        model = nn.Module()
+        model.img_backbone = GeoMIMSwin(return_stereo_feat=True)
+        for name in published['params']:
+            if not name.startswith('img_backbone.'):
+                plant(model, name, tuple(manifest[name]))
+    found = settings(model, decay_rate=0.85)
+    assert sorted(found) == sorted(published['params'])
+    for name, (scale, decay) in published['params'].items():
+        assert found[name] == (pytest.approx(scale, rel=1e-9), decay), name
+    assert settings(model, decay_rate=0.85, num_layers=24) == found
+
+
+def test_layers_of_any_depths() -> None:
+    found = settings(Detector((1, 2, 1)), decay_rate=0.5)
+    assert found['pts_bbox_head.0.weight'] == found['img_neck.weight'] == (1.0, DECAY)
+    assert found['img_backbone.norm2.weight'] == (1.0, 0.0)
+    assert found['pts_bbox_head.1.weight'] == found['pts_bbox_head.0.bias'] == (1.0, 0.0)
+    last_block = 'img_backbone.stages.2.blocks.0.attn.w_msa.'
+    assert found[last_block + 'relative_position_bias_table'] == (0.5, DECAY)
+    assert found[last_block + 'qkv.bias'] == (0.5, 0.0)
+    assert found['img_backbone.stages.1.downsample.reduction.weight'] == (0.5, DECAY)
+    assert found['img_backbone.stages.1.blocks.1.ffn.layers.1.weight'] == (0.5**2, DECAY)
+    assert found['img_backbone.stages.1.blocks.0.ffn.layers.1.weight'] == (0.5**3, DECAY)
+    assert found['img_backbone.stages.0.downsample.norm.weight'] == (0.5**3, 0.0)
+    assert found['img_backbone.stages.0.blocks.0.norm1.weight'] == (0.5**4, 0.0)
+    assert found['img_backbone.absolute_pos_embed'] == found['img_backbone.patch_embed.projection.weight']
+    assert found['img_backbone.absolute_pos_embed'] == (0.5**5, DECAY)
+
+
+def test_every_block_is_a_layer_of_its_own() -> None:
+    depths = (2, 3, 1)
+    blocks = [(stage, block) for stage, depth in enumerate(depths) for block in range(depth)]
+    layers = [swin_layer(f'stages.{stage}.blocks.{block}.norm1.weight', depths) for stage, block in blocks]
+    assert layers == [1, 2, 3, 4, 5, 6]
+    assert swin_layer('norm2.bias', depths) is None
+
+
+def test_frozen_parameters_stay_out_and_more_layers_may_be_counted() -> None:
+    model = Detector()
+    model.img_backbone.patch_embed.requires_grad_(False)
+    found = settings(model, decay_rate=0.5, num_layers=6)
+    assert 'img_backbone.patch_embed.projection.weight' not in found
+    assert found['img_backbone.stages.2.blocks.0.attn.w_msa.qkv.weight'] == (0.5**3, DECAY)
+    assert found['img_neck.weight'] == (1.0, DECAY)
+
+
+def test_a_wrapped_model_gives_the_same_groups(tmp_path: Path) -> None:
+    model = Detector()
+    expected = settings(model, decay_rate=0.7)
+    torch.distributed.init_process_group('gloo', init_method=f'file://{tmp_path / "store"}', rank=0, world_size=1)
+    try:
+        wrapped = MMDistributedDataParallel(model, device_ids=None)
+        found = settings(wrapped, decay_rate=0.7)
+    finally:
+        torch.distributed.destroy_process_group()
+    assert {name[len('module.') :]: value for name, value in found.items()} == expected
+
+
+def test_the_first_group_has_the_learning_rate_that_logs_show() -> None:
+    groups = wrapper_of(Detector(), decay_rate=0.5).optimizer.param_groups
+    rates = [group['lr'] for group in groups]
+    assert rates == sorted(rates, reverse=True)
+    assert rates[0] == LR
+
+
+class Plain(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.img_backbone = nn.Conv2d(3, 4, 1)
+
+
+@pytest.mark.parametrize(
+    'model, options, message',
+    [
+        (Detector, dict(), 'needs decay_rate'),
+        (Detector, dict(decay_rate=0.5, custom_keys={}), r"got \['custom_keys', 'decay_rate'\]"),
+        (Detector, dict(decay_rate=1.5), r'lie in \(0, 1\], got 1.5'),
+        (Detector, dict(decay_rate=0.5, num_layers=3), 'num_layers 3 is less than the 4 blocks'),
+        (Detector, dict(decay_rate=0.5, backbone='body'), 'no Swin under body'),
+        (Plain, dict(decay_rate=0.5), 'its img_backbone is a Conv2d'),
+    ],
+)
+def test_wrong_options_are_named(model: Any, options: Dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        wrapper_of(model(), **options)

@@ -1,0 +1,126 @@
+"""Equality of whole detectors with the published implementation, and proof that a difference shows."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Dict, Iterator, List, Set
+
+import pytest
+import torch
+
+np = pytest.importorskip('numpy')
+pytest.importorskip('mmdet3d')
+
+from geomim.__main__ import main  # noqa: E402
+from geomim.commands.verify import verify_file  # noqa: E402
+from geomim.proofs.reference_file import ReferenceFile, Row  # noqa: E402
+
+FILES = ('bevdet', '4d', 'depth', 'stereo')
+
+_rows: Dict[str, List[Row]] = {}
+
+
+@pytest.fixture(scope='module')
+def folder(repository: Path) -> Path:
+    place = Path(os.environ.get('GEOMIM_REFERENCE', str(repository.parent / 'shared' / 'reference')))
+    if not (place / 'bevdet_4d.npz').is_file():
+        pytest.skip(f'no reference tensors in {place}; set GEOMIM_REFERENCE to their folder')
+    return place
+
+
+@pytest.fixture(autouse=True, scope='module')
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def rows_of(folder: Path, name: str) -> List[Row]:
+    if name not in _rows:
+        _rows[name] = verify_file(folder / f'bevdet_{name}.npz')
+    return _rows[name]
+
+
+def rewritten(source: Path, target: Path, changed: Set[str], factor: float) -> Path:
+    """The file with the largest number of some tensors changed."""
+    with np.load(str(source)) as archive:
+        arrays = {name: archive[name] for name in archive.files}
+    for name in changed:
+        value = arrays[name].copy()
+        value.reshape(-1)[np.abs(value).argmax()] *= factor
+        arrays[name] = value
+    np.savez(str(target), **arrays)
+    return target
+
+
+@pytest.mark.parametrize('name', FILES)
+def test_every_tensor_agrees(folder: Path, name: str) -> None:
+    rows = rows_of(folder, name)
+    assert [f'{row.name}: {row.error:.2e} {row.remark}' for row in rows if not row.passed] == []
+
+
+@pytest.mark.parametrize('name', FILES)
+def test_every_output_of_the_file_is_compared_once(folder: Path, name: str) -> None:
+    names = sorted(row.name for row in rows_of(folder, name))
+    with np.load(str(folder / f'bevdet_{name}.npz')) as archive:
+        assert names == sorted(key for key in archive.files if key.startswith('out/'))
+
+
+def test_changed_outputs_are_noticed(folder: Path, tmp_path: Path) -> None:
+    changed = {
+        'out/bev_0',
+        'out/depth_1',
+        'out/bev_encoded',
+        'out/loss/loss_depth',
+        'out/boxes',
+        'out/loss/task0.loss_z',
+    }
+    path = rewritten(folder / 'bevdet_stereo.npz', tmp_path / 'changed.npz', changed, 1.01)
+    rewritten(path, path, {'out/view_transform_calls'}, 2)
+    failed = {row.name for row in verify_file(path) if not row.passed}
+    assert failed == changed | {'out/view_transform_calls'}
+
+
+def test_the_pose_of_a_past_frame_matters_to_its_own_map_only(folder: Path, tmp_path: Path) -> None:
+    with np.load(str(folder / 'bevdet_4d.npz')) as archive:
+        arrays = {name: archive[name] for name in archive.files}
+    poses = arrays['in/ego2globals'].copy()
+    poses[:, 6:, 0, 3] += 5.0
+    arrays['in/ego2globals'] = poses
+    np.savez(str(tmp_path / 'moved.npz'), **arrays)
+    failed = {row.name for row in verify_file(tmp_path / 'moved.npz') if not row.passed}
+    assert 'out/bev_1' in failed
+    assert not failed & {'out/bev_0', 'out/depth_0', 'out/depth_1'}
+
+
+def test_the_command_tells_what_differs(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    source = folder / 'bevdet_bevdet.npz'
+    assert main(['verify', str(source), '--failures-only']) == 0
+    changed = rewritten(source, tmp_path / 'changed.npz', {'param/img_view_transformer.depth_net.bias'}, 1.5)
+    assert main(['verify', str(changed)]) == 1
+    assert 'out/depth_0' in capsys.readouterr().out
+
+
+def test_weights_that_do_not_fit_are_an_error(folder: Path, tmp_path: Path) -> None:
+    with np.load(str(folder / 'bevdet_bevdet.npz')) as archive:
+        arrays = {name: archive[name] for name in archive.files if 'img_neck.conv.0' not in name}
+    np.savez(str(tmp_path / 'lacking.npz'), **arrays)
+    with pytest.raises(ValueError, match='img_neck.conv.0.weight'):
+        verify_file(tmp_path / 'lacking.npz')
+
+
+def test_images_that_make_no_whole_frames_are_an_error(folder: Path, tmp_path: Path) -> None:
+    with np.load(str(folder / 'bevdet_stereo.npz')) as archive:
+        arrays = {name: archive[name] for name in archive.files}
+    arrays['in/imgs'] = arrays['in/imgs'][:, :17]
+    np.savez(str(tmp_path / 'short.npz'), **arrays)
+    with pytest.raises(ValueError, match='17 images a sample do not make 3 frames'):
+        verify_file(tmp_path / 'short.npz')
+
+
+def test_occupancy_is_refused(folder: Path) -> None:
+    assert ReferenceFile(folder / 'bevdet_occ.npz').config['model']['type'] == 'BEVStereo4DOCC'
+    with pytest.raises(ValueError, match="'BEVStereo4DOCC' is not supported"):
+        verify_file(folder / 'bevdet_occ.npz')
