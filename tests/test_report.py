@@ -26,20 +26,20 @@ VOID = {'meta', 'link', 'img', 'br'}
 PREFIX = 'NuScenes metric/pred_instances_3d_NuScenes/'
 
 
-def _load() -> ModuleType:
-    """The package as tools/demo.py imports it. tools/ leaves the path again, so that no other test meets its scripts there."""
+def _load(name: str, file: str) -> ModuleType:
+    """A module as tools/demo.py imports it. tools/ leaves the path again, so that no other test meets its scripts there."""
     tools = ROOT / 'tools'
     sys.path.insert(0, str(tools))
     try:
-        module = importlib.import_module('report')
+        module = importlib.import_module(name)
     finally:
         sys.path.remove(str(tools))
     found = Path(str(module.__file__)).resolve()
-    assert found == tools / 'report' / '__init__.py', f'another module has the name report: {found}'
+    assert found == tools / file, f'another module has the name {name}: {found}'
     return module
 
 
-report = _load()
+report = _load('report', 'report/__init__.py')
 
 
 class Page(HTMLParser):
@@ -132,6 +132,21 @@ def metrics_by_class() -> Dict[str, float]:
         for rank, distance in enumerate(report.AP_DISTANCES):
             values[f'{PREFIX}{name}_AP_dist_{distance}'] = 0.1 * rank + 0.01 * index + 0.005
     return values
+
+
+def finetuned_runs(folder: Path) -> Dict[str, Any]:
+    """Two finetunings, the one from GeoMIM ahead by 0.02 mAP and behind by 0.01 NDS."""
+    runs = {}
+    for start, lead in ((report.PRETRAINED, 1), (report.SCRATCH, 0)):
+        run = folder / f'finetuning-{lead}'
+        parts = {'task0.loss_xy': 1.0, 'task0.loss_z': 0.5, 'task1.loss_z': 0.25}
+        lines = [training(step, loss=(9 - lead) / step, loss_depth=4.0 + lead, **parts) for step in (10, 20)]
+        scores = {PREFIX + 'mAP': 0.1 + 0.02 * lead, PREFIX + 'NDS': 0.15 - 0.01 * lead, PREFIX + 'mATE': 0.9}
+        for distance in report.AP_DISTANCES:
+            scores[f'{PREFIX}car_AP_dist_{distance}'] = 0.4 + 0.1 * lead
+        log(run, '20250101_000000', [*lines, {**scores, 'step': 20}])
+        runs[start] = report.Run(run, report.last_scores(run))
+    return runs
 
 
 def student_figures() -> Dict[str, Any]:
@@ -562,9 +577,11 @@ def test_absent_run_folders_are_empty(tmp_path: Path) -> None:
         report.world_section({}, []),
         report.teacher_section(absent, {}),
         report.pretraining_section(absent, {}),
+        report.finetuning_section({report.PRETRAINED: report.Run(absent, {}), report.SCRATCH: report.Run(absent, {})}),
         cards=report.headline_cards({}, {}),
     )
-    assert len(page.all('section')) == 3
+    assert len(page.all('section')) == 4
+    assert report.last_scores(absent) == {}
     assert page.all('svg') == page.all('img') == page.all('table') == []
     assert 'Real nuScenes data was given' in page.text
 
@@ -644,6 +661,56 @@ def test_reconstruction_curves_stand_beside_their_baselines(tmp_path: Path) -> N
     assert first.series == {'training batches': [(10, 0.5), (20, 0.5)], 'validation': [(20, 0.625)]}
     assert first.baselines == {'mean target': 0.7, 'constant map': 0.84, 'zero map': 0.98}
     assert second.series == {'training batches': [(10, 2.0), (20, 2.0)]}
+
+
+def test_the_two_finetunings_stand_side_by_side(tmp_path: Path) -> None:
+    runs = finetuned_runs(tmp_path)
+    section = report.finetuning_section(runs)
+    page = page_of(section)
+    assert ['Metric', 'Of', 'From GeoMIM', 'From scratch'] in page.rows
+    assert page.row('mAP')[2:] == ['0.120', '0.100']
+    assert page.row('NDS')[2:] == ['0.140', '0.150']
+    assert page.row('mATE')[2:] == ['0.900', '0.900']
+    assert page.row('car') == ['car', '0.500', '0.400']
+    assert page.row('mean (mAP)') == ['mean (mAP)', '0.120', '0.100']
+    total, depth, boxes = (item for item in section.items if isinstance(item, report.Curves))
+    assert total.series == {'from GeoMIM': [(10, 0.8), (20, 0.4)], 'from scratch': [(10, 0.9), (20, 0.45)]}
+    assert depth.series == {'from GeoMIM': [(10, 5.0), (20, 5.0)], 'from scratch': [(10, 4.0), (20, 4.0)]}
+    assert boxes.series == dict.fromkeys(runs, [(10, 1.75), (20, 1.75)])
+    card = report.headline_cards({}, {}, 20, runs)[0]
+    assert [card.value, card.ok] == ['0.120', None]
+    assert card.detail == 'from GeoMIM; from scratch 0.100; one seed on 20 validation keyframes'
+
+
+def test_the_page_says_who_is_ahead_whoever_it_is(tmp_path: Path) -> None:
+    runs = finetuned_runs(tmp_path)
+    text = page_of(report.finetuning_section(runs)).text
+    assert (
+        'mAP is 0.020 higher (0.120 against 0.100), NDS is 0.010 lower (0.140 against 0.150). This is one seed.' in text
+    )
+    turned = {report.PRETRAINED: runs[report.SCRATCH], report.SCRATCH: runs[report.PRETRAINED]}
+    text = page_of(report.finetuning_section(turned)).text
+    assert 'mAP is 0.020 lower (0.100 against 0.120), NDS is 0.010 higher' in text
+    same = dict.fromkeys(runs, runs[report.SCRATCH])
+    assert 'mAP is the same (0.100 against 0.100)' in page_of(report.finetuning_section(same)).text
+
+
+def test_half_a_comparison_claims_no_winner(tmp_path: Path) -> None:
+    runs = finetuned_runs(tmp_path)
+    for start in runs:
+        one = {start: runs[start]}
+        page = page_of(report.finetuning_section(one), cards=report.headline_cards({}, {}, 0, one))
+        assert 'against' not in page.text
+        assert len(page.row('mAP')) == 3
+
+
+def test_scores_come_from_a_test_where_no_validation_was_logged(tmp_path: Path) -> None:
+    for stamp, score in (('20250101_000000', 0.1), ('20250102_000000', 0.2)):
+        log(tmp_path, stamp, [training(10, loss=1.0)])
+        (tmp_path / stamp / f'{stamp}.json').write_text(json.dumps({PREFIX + 'mAP': score}))
+    assert report.last_scores(tmp_path) == {PREFIX + 'mAP': 0.2}
+    log(tmp_path, '20250103_000000', [{PREFIX + 'mAP': 0.3, 'step': 10}])
+    assert report.last_scores(tmp_path)[PREFIX + 'mAP'] == 0.3
 
 
 def test_a_further_section_is_one_more_section(demonstration: Any) -> None:

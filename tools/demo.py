@@ -1,4 +1,5 @@
-"""The story in one command: make a small world, train a LiDAR teacher on it, pretrain GeoMIM, write a report.
+"""The story in one command: make a small world, train a LiDAR teacher on it, pretrain GeoMIM, finetune a camera detector with
+and without what it learnt, write a report.
 
     python tools/demo.py                                   # a synthetic world
     python tools/demo.py --data /datasets/nuscenes         # the same on real data; its folder is left as it is
@@ -17,38 +18,28 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Dict, List, NamedTuple
+from typing import Any, Dict, List
 
 import demo_pictures
+import finetuning
 import report
+from steps import (
+    CONFIGS,
+    LOADERS,
+    ROOT,
+    Data,
+    data_options,
+    evaluator_options,
+    image_size,
+    run,
+    say,
+    schedule_options,
+    train,
+)
 
-ROOT = Path(__file__).resolve().parent.parent
-CONFIGS = ROOT / 'configs' / 'mmdet3d'
 TEACHER = CONFIGS / 'teacher' / 'centerpoint_pillar_tiny_synthetic.py'
 STUDENT = CONFIGS / 'pretrain' / 'geomim_tiny_synthetic.py'
 SYNTHETIC_WIDTH = 400  # pixels, of the images that STUDENT's resize factors are for
-LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
-
-
-class Data(NamedTuple):
-    """A nuScenes folder, its version, where its info files are, and what a synthetic one holds ({} for real data)."""
-
-    root: Path
-    version: str
-    infos: Path
-    summary: Dict[str, Any]
-
-
-def say(text: str) -> None:
-    print(text, flush=True)
-
-
-def run(title: str, command: List[str]) -> None:
-    """Run a step's command with its output shown; a failure ends the demonstration."""
-    say(f'\n=== {title}\n$ {shlex.join(command)}')
-    start = time.monotonic()
-    subprocess.run(command, check=True, cwd=ROOT, env={**os.environ, 'PYTHONWARNINGS': 'ignore'})
-    say(f'=== done in {time.monotonic() - start:.0f} s')
 
 
 def prepare_data(arguments: argparse.Namespace) -> Data:
@@ -82,45 +73,10 @@ def check_owner(out: Path, root: Path) -> None:
     owner.write_text(str(root), encoding='utf-8')
 
 
-def data_options(data: Data) -> List[str]:
-    """Options that point a configuration to the data."""
-    options = []
-    for loader, split in zip(LOADERS, ('train', 'val', 'val')):
-        options += [f'{loader}.dataset.data_root={data.root}/', f'{loader}.dataset.metainfo.version={data.version}']
-        options.append(f'{loader}.dataset.ann_file={data.infos}/nuscenes_infos_{split}.pkl')
-    return options
-
-
-def schedule_options(iterations: int, warm_up: int) -> List[str]:
-    """Options that set a run's length."""
-    options = [f'train_cfg.max_iters={iterations}', f'train_cfg.val_interval={iterations}']
-    options += [f'param_scheduler.0.end={max(1, warm_up)}', f'param_scheduler.1.T_max={iterations}']
-    return [
-        *options,
-        f'param_scheduler.1.end={iterations}',
-        f'default_hooks.checkpoint.interval={max(1, iterations // 3)}',
-    ]
-
-
-def train(title: str, config: Path, folder: Path, iterations: int, options: List[str]) -> Path:
-    """Train by mmdet3d's own script, or go on with it; returns the last checkpoint."""
-    from geomim.mmdet3d.infos import mmdet3d_tools
-
-    finished = folder / f'iter_{iterations}.pth'
-    if finished.is_file():
-        say(f'\n=== {title}: {finished} is there; remove {folder} or give another OUT to train again')
-        return finished
-    command = [sys.executable, str(mmdet3d_tools() / 'train.py'), str(config), '--work-dir', str(folder), '--resume']
-    run(title, [*command, '--cfg-options', *options])
-    return finished
-
-
 def train_teacher(arguments: argparse.Namespace, data: Data) -> Path:
     folder = arguments.out / 'teacher'
     options = data_options(data) + schedule_options(arguments.teacher_iterations, arguments.teacher_iterations // 12)
-    for evaluator in ('val_evaluator', 'test_evaluator'):
-        options += [f'{evaluator}.data_root={data.root}/', f'{evaluator}.ann_file={data.infos}/nuscenes_infos_val.pkl']
-        options.append(f'{evaluator}.jsonfile_prefix={folder / "results"}')
+    options += evaluator_options(data, folder / 'results')
     options.append(f'randomness.seed={arguments.seed}')
     return train('The teacher: a small LiDAR detector', TEACHER, folder, arguments.teacher_iterations, options)
 
@@ -128,13 +84,7 @@ def train_teacher(arguments: argparse.Namespace, data: Data) -> Path:
 def student_options(arguments: argparse.Namespace, data: Data, teacher: Path) -> List[str]:
     """Options of pretraining, without those of its length."""
     options = [*data_options(data), f'model.teacher.checkpoint={teacher}', f'randomness.seed={arguments.seed}']
-    return options + image_options(image_width(data))
-
-
-def image_width(data: Data) -> int:
-    """Width of the cameras' images, pixels, from the tables."""
-    rows = json.loads((data.root / data.version / 'sample_data.json').read_text(encoding='utf-8'))
-    return next(row['width'] for row in rows if row['width'])
+    return options + image_options(image_size(data)[1])
 
 
 def image_options(width: int) -> List[str]:
@@ -171,11 +121,24 @@ def evaluate(arguments: argparse.Namespace, options: List[str], checkpoint: Path
     return content
 
 
-def tell(arguments: argparse.Namespace, data: Data, figures: Dict[str, Any], seconds: float) -> Path:
+def finetune(arguments: argparse.Namespace, data: Data, student: Path) -> Dict[str, report.Run]:
+    """The camera detector, started from the pretrained encoder and from scratch."""
+    data = finetuning.with_bevdet_infos(data, arguments.out / 'infos' if arguments.data else data.root)
+    encoder, seed, iterations = student.parent / 'encoder_bevdet.pth', arguments.seed, arguments.finetune_iterations
+    starts = {report.PRETRAINED: encoder if encoder.is_file() else student, report.SCRATCH: None}
+    runs = {}
+    for name, start in starts.items():
+        folder = arguments.out / 'finetuning' / finetuning.run_name(start, seed, iterations)
+        runs[name] = report.Run(folder, finetuning.finetune(data, start, folder, iterations, seed))
+    return runs
+
+
+def tell(
+    arguments: argparse.Namespace, data: Data, figures: Dict[str, Any], runs: Dict[str, report.Run], seconds: float
+) -> Path:
     """Write the report."""
     out = arguments.out
-    rows = [row for row in report.read_scalars(out / 'teacher') if any(key.endswith('/mAP') for key in row)]
-    metrics = rows[-1] if rows else {}
+    metrics = report.last_scores(out / 'teacher')
     pictures = demo_pictures.world_pictures(data.root, data.version)
     teacher = report.teacher_section(out / 'teacher', metrics)
     detections = demo_pictures.detection_pictures(data.root, data.version, out / 'teacher' / 'results')
@@ -185,15 +148,23 @@ def tell(arguments: argparse.Namespace, data: Data, figures: Dict[str, Any], sec
         title='GeoMIM in one command',
         lead=f'A LiDAR detector and a camera network on {what}: what was made, trained and measured.',
         facts=facts(arguments, data, seconds),
-        cards=report.headline_cards(metrics, figures, figures.get('frames', 0)),
+        cards=report.headline_cards(metrics, figures, figures.get('frames', 0), runs),
         sections=(
             report.world_section(data.summary, pictures),
             teacher,
             report.pretraining_section(out / 'run', figures),
+            *([finetuned_section(data, runs)] if runs else []),
         ),
         command=shlex.join(['python', *sys.argv]),
     )
     return report.write_report(out / 'report.html', story)
+
+
+def finetuned_section(data: Data, runs: Dict[str, report.Run]) -> report.Section:
+    section = report.finetuning_section(runs)
+    results = runs[report.PRETRAINED].folder / 'results'
+    pictures = demo_pictures.detector_pictures(data.root, data.version, results)
+    return replace(section, items=(*section.items, *pictures))
 
 
 def facts(arguments: argparse.Namespace, data: Data, seconds: float) -> List[Any]:
@@ -207,6 +178,7 @@ def facts(arguments: argparse.Namespace, data: Data, seconds: float) -> List[Any
         ('Data', f'{data.root} ({data.version})'),
         ('Teacher', f'{arguments.teacher_iterations} iterations'),
         ('Pretraining', f'{arguments.iterations} iterations'),
+        *([] if arguments.no_finetune else [('Finetuning', f'twice {arguments.finetune_iterations} iterations')]),
         ('This call', f'{seconds / 60:.1f} minutes'),
         (
             'Machine',
@@ -226,7 +198,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument('--frames', type=int, default=5, help='keyframes a scene of the synthetic world')
     parser.add_argument('--teacher-iterations', type=int, default=520)
     parser.add_argument('--iterations', type=int, default=220, help='of pretraining')
-    parser.add_argument('--seed', type=int, default=0, help='of the world and of both trainings')
+    parser.add_argument('--finetune-iterations', type=int, default=200, help='of each of the two finetunings')
+    parser.add_argument('--no-finetune', action='store_true', help='end after pretraining')
+    parser.add_argument('--seed', type=int, default=0, help='of the world and of all trainings')
     arguments = parser.parse_args()
     arguments.out = arguments.out.expanduser().resolve()
     return arguments
@@ -243,13 +217,18 @@ def main() -> None:
     length.append(f'custom_hooks.2.interval={max(1, arguments.iterations // 3)}')
     student = train('GeoMIM pretraining', STUDENT, arguments.out / 'run', arguments.iterations, options + length)
     figures = evaluate(arguments, options, student)
-    page = tell(arguments, data, figures, time.monotonic() - start)
+    runs = {} if arguments.no_finetune else finetune(arguments, data, student)
+    page = tell(arguments, data, figures, runs, time.monotonic() - start)
     say('\nDone.')
     for title, path in (
         ('report', page),
         ('teacher', teacher),
         ('student', student),
         *(('encoder for finetuning', path) for path in sorted((arguments.out / 'run').glob('encoder*.pth'))),
+        *(
+            (f'detector {name}', detector.folder / f'iter_{arguments.finetune_iterations}.pth')
+            for name, detector in runs.items()
+        ),
     ):
         say(f'  {title + ":":<24}{path}')
 

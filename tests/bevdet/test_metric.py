@@ -13,6 +13,7 @@ pytest.importorskip('mmdet3d')
 
 from mmdet3d.evaluation.metrics import NuScenesMetric
 from mmdet3d.structures import LiDARInstance3DBoxes
+from mmengine.fileio import dump, load
 from mmengine.registry import METRICS
 
 PREFIX = 'NuScenes metric/pred_instances_3d_NuScenes'
@@ -74,6 +75,25 @@ def test_the_frame_matters(make_dataset: Build, bevdet_pipeline: Build, bevdet_w
     """The same boxes taken for boxes in the LiDAR frame, a quarter turn away, score next to nothing."""
     data = make_dataset('val', pipeline=bevdet_pipeline(training=False, depth=False))
     assert scores(NuScenesMetric, data, bevdet_world, predicted(data))[f'{PREFIX}/mAP'] < 0.1
+
+
+def test_the_order_of_the_info_file_does_not_matter(
+    make_dataset: Build, bevdet_pipeline: Build, bevdet_world: Path, tmp_path: Path
+) -> None:
+    """The dataset sorts by time; mmdet3d's metric looks samples up by their place in the file."""
+    file = load(bevdet_world / 'bevdet_infos_val.pkl')
+    dump(dict(file, data_list=file['data_list'][::-1]), tmp_path / 'reversed.pkl')
+    data = make_dataset(
+        'val', ann_file=str(tmp_path / 'reversed.pkl'), pipeline=bevdet_pipeline(training=False, depth=False)
+    )
+    metric = METRICS.get('EgoNuScenesMetric')(str(bevdet_world), str(tmp_path / 'reversed.pkl'))
+    metric.dataset_meta = data.metainfo
+    samples = predicted(data)
+    metric.process({}, samples)
+    assert metric.evaluate(len(samples))[f'{PREFIX}/mAP'] == pytest.approx(len(present(data)) / 10, abs=1e-3)
+    metric.process({}, [dict(samples[0], token='nowhere')])
+    with pytest.raises(ValueError, match='sample nowhere is not in'):
+        metric.evaluate(1)
 
 
 def test_no_box_at_all_scores_nothing(make_dataset: Build, bevdet_pipeline: Build, bevdet_world: Path) -> None:

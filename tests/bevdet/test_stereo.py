@@ -16,7 +16,7 @@ from mmdet3d.registry import MODELS
 from geomim import CameraRig
 from geomim.bevdet import stereo as stereo_module
 from geomim.bevdet.backbones import check_stereo_backbone, first_stage
-from geomim.bevdet.stereo import StereoPair, cost_volume, matching_cost, sampling_grid
+from geomim.bevdet.stereo import StereoPair, cost_volume, matching_cost, matching_cost_by_pixel, sampling_grid
 from geomim.lift_splat import feature_pixels
 from geomim.mmdet3d import GeoMIMSwin  # noqa: F401 - registers the backbone
 
@@ -103,7 +103,8 @@ def test_costs_are_those_of_a_plain_loop(make_rig: MakeRig, bias: float) -> None
     rig, pair = scene(make_rig)
     expected = looped_cost(pair, rig, bias)
     grid = sampling_grid(feature_pixels(SIZE, CELLS), DEPTHS, rig, pair.current2older)
-    torch.testing.assert_close(matching_cost(pair, grid, bias).double(), expected, rtol=1e-4, atol=1e-4)
+    for function in (matching_cost, matching_cost_by_pixel):
+        torch.testing.assert_close(function(pair, grid, bias).double(), expected, rtol=1e-4, atol=1e-4)
     volume = cost_volume(pair, feature_pixels(SIZE, CELLS), DEPTHS, rig, bias)
     torch.testing.assert_close(volume.double(), (-expected).softmax(1), rtol=1e-3, atol=1e-4)
 
@@ -143,11 +144,23 @@ def test_a_moved_camera_matches_at_the_true_depth(make_rig: MakeRig) -> None:
     assert set(chosen.tolist()) == {1}
 
 
-def test_chunks_of_depths_change_nothing(make_rig: MakeRig, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize('channels', [8, 11])
+def test_both_ways_to_compare_agree_in_and_out_of_the_image(make_rig: MakeRig, channels: int) -> None:
+    _, pair = scene(make_rig, channels=channels)
+    grid = torch.rand(4, 5 * CELLS[0], CELLS[1], 2) * 4 - 2
+    grid[:, ::5] = -2.0
+    grid[:, 1::5, :2] = torch.tensor([[3e8, -3e8], [-3e8, 0.0]])
+    grid[:, 2::5, :2] = torch.tensor([[1.0, -1.0], [-1.0, 1.0]])
+    expected = matching_cost(pair, grid, 5.0)
+    torch.testing.assert_close(matching_cost_by_pixel(pair, grid, 5.0), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize('bound', ['_MOST_SAMPLES', '_CACHED_SAMPLES'])
+def test_chunks_change_nothing(make_rig: MakeRig, monkeypatch: pytest.MonkeyPatch, bound: str) -> None:
     rig, pair = scene(make_rig)
     pixels = feature_pixels(SIZE, CELLS)
     whole = cost_volume(pair, pixels, DEPTHS, rig, 5.0)
-    monkeypatch.setattr(stereo_module, '_MOST_SAMPLES', 1)
+    monkeypatch.setattr(stereo_module, bound, 1)
     torch.testing.assert_close(cost_volume(pair, pixels, DEPTHS, rig, 5.0), whole)
     torch.testing.assert_close(whole.sum(1), torch.ones(4, *CELLS))
 

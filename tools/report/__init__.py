@@ -1,7 +1,7 @@
 """One self-contained HTML page about a GeoMIM demonstration: what was computed, what it means, and beside which baselines.
 
 Three layers, each of use without the next: a small page model (``model``), written by ``write_report`` (``page``, ``charts``,
-``text``), readers of mmengine's run folders (``runs``), and the demonstration's own sections (``story``).
+``text``), readers of mmengine's run folders (``runs``, ``detection``), and the demonstration's own sections (``story``, ``finetuned``).
 """
 
 from __future__ import annotations
@@ -18,18 +18,12 @@ from .charts import (
     thinned,
     tick_labels,
 )
-from .model import Card, Cell, Curves, Figure, Item, Note, Point, Row, Section, Story, Table
+from .detection import AP_DISTANCES, NUSCENES_CLASSES, TRUE_POSITIVE_ERRORS, last_scores
+from .finetuned import PRETRAINED, SCRATCH, finetuning_section
+from .model import Card, Cell, Curves, Figure, Item, Note, Point, Row, Run, Section, Story, Table
 from .page import WIDE_PICTURE, render, write_report
 from .runs import newest_pictures, read_scalars, series, validation_series
-from .story import (
-    AP_DISTANCES,
-    NUSCENES_CLASSES,
-    TRUE_POSITIVE_ERRORS,
-    headline_cards,
-    pretraining_section,
-    teacher_section,
-    world_section,
-)
+from .story import headline_cards, pretraining_section, teacher_section, world_section
 from .text import NO_VALUE, escape, number, percent, prose
 
 __all__ = [
@@ -39,6 +33,8 @@ __all__ = [
     'NOISE_WINDOW',
     'NO_VALUE',
     'NUSCENES_CLASSES',
+    'PRETRAINED',
+    'SCRATCH',
     'TRUE_POSITIVE_ERRORS',
     'WIDE_PICTURE',
     'Axis',
@@ -50,11 +46,14 @@ __all__ = [
     'Note',
     'Point',
     'Row',
+    'Run',
     'Section',
     'Story',
     'Table',
     'escape',
+    'finetuning_section',
     'headline_cards',
+    'last_scores',
     'line_chart',
     'log_ticks',
     'newest_pictures',

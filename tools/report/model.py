@@ -97,3 +97,11 @@ class Story:
     sections: Sequence[Section] = ()
     cards: Sequence[Card] = ()
     command: str = ''
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished training: mmengine's run folder, and the last result of the metric there."""
+
+    folder: Path
+    scores: Mapping[str, float]

@@ -5,9 +5,20 @@ from __future__ import annotations
 import math
 import re
 from pathlib import Path
-from typing import Any, Dict, Iterable, List, Mapping, Optional, Sequence, Tuple
+from typing import Any, List, Mapping, Optional, Sequence, Tuple
 
-from .model import Card, Cell, Curves, Figure, Item, Note, Point, Row, Section, Table
+from .detection import (
+    NUSCENES_CLASSES,
+    key_of,
+    last_scores,
+    loss_parts,
+    metric,
+    precision_table,
+    score_table,
+    wide_range,
+)
+from .finetuned import finetuned_card
+from .model import Card, Cell, Curves, Figure, Item, Note, Row, Run, Section, Table
 from .runs import (
     finite,
     is_number,
@@ -20,36 +31,20 @@ from .runs import (
 )
 from .text import number, percent
 
-NUSCENES_CLASSES = (
-    'car',
-    'truck',
-    'trailer',
-    'bus',
-    'construction_vehicle',
-    'bicycle',
-    'motorcycle',
-    'pedestrian',
-    'traffic_cone',
-    'barrier',
-)
-AP_DISTANCES = ('0.5', '1.0', '2.0', '4.0')  # metres, as the nuScenes metric spells them
-TRUE_POSITIVE_ERRORS = {
-    'mATE': 'translation, m',
-    'mASE': 'scale, 1 - IoU',
-    'mAOE': 'orientation, rad',
-    'mAVE': 'velocity, m/s',
-    'mAAE': 'attribute, 1 - accuracy',
-}
 
-
-def headline_cards(metrics: Mapping[str, float], figures: Mapping[str, Any], keyframes: int = 0) -> List[Card]:
-    """The numbers of ``teacher_section`` and ``pretraining_section`` that answer the first questions; those that are there."""
+def headline_cards(
+    metrics: Mapping[str, float],
+    figures: Mapping[str, Any],
+    keyframes: int = 0,
+    finetuned: Optional[Mapping[str, Run]] = None,
+) -> List[Card]:
+    """The numbers of the other sections that answer the first questions; those that are there."""
     cards = []
     on = f' on {keyframes} validation keyframes' if keyframes else ''
-    if _metric(metrics, 'mAP') is not None:
-        nds = _metric(metrics, 'NDS')
+    if metric(metrics, 'mAP') is not None:
+        nds = metric(metrics, 'NDS')
         detail = f'{"" if nds is None else f"NDS {nds:.2f}"}{on}'.strip()
-        cards.append(Card('Teacher mAP', f'{_metric(metrics, "mAP"):.2f}', detail))
+        cards.append(Card('Teacher mAP', f'{metric(metrics, "mAP"):.2f}', detail))
     beyond = _explained(figures, 'mean_target_loss')
     if beyond is not None:
         detail = 'of the target explained beyond the mean target'
@@ -59,7 +54,7 @@ def headline_cards(metrics: Mapping[str, float], figures: Mapping[str, Any], key
     if total:
         share = sum(share * cells for share, cells in near) / total
         cards.append(Card('Depth within one bin', percent(share, 0), 'of labelled cells nearer than 20 m'))
-    return cards
+    return cards + finetuned_card(finetuned or {}, keyframes)
 
 
 def world_section(summary: Mapping[str, Any], pictures: Sequence[Figure]) -> Section:
@@ -94,88 +89,21 @@ def world_section(summary: Mapping[str, Any], pictures: Sequence[Figure]) -> Sec
 def teacher_section(run: Path, metrics: Mapping[str, float]) -> Section:
     """The LiDAR detector: its run folder, and a result of mmdet3d's nuScenes metric ({} takes the last one that the run logged)."""
     rows = read_scalars(run)
-    if not metrics:
-        validated = [row for row in rows if _metric(row, 'mAP') is not None]
-        metrics = validated[-1] if validated else {}
+    metrics = metrics or last_scores(run)
     text = (
         'The teacher is a LiDAR detector. What pretraining shows the camera network is not its boxes but its features on the ground plane, '
         "in bird's-eye view (BEV). The accuracy below says whether they hold anything about the scene.",
     )
     items: List[Item] = []
-    losses = _loss_parts(rows)
+    losses = loss_parts(rows)
     if losses:
-        items.append(Curves('Training loss', 'iteration', 'loss', losses, log_y=_wide_range(losses)))
-    scores = {name: validation_series(rows, key) for name in ('mAP', 'NDS') for key in [_key(rows, name)] if key}
+        items.append(Curves('Training loss', 'iteration', 'loss', losses, log_y=wide_range(losses)))
+    scores = {name: validation_series(rows, key) for name in ('mAP', 'NDS') for key in [key_of(rows, name)] if key}
     if any(len(points) > 1 for points in scores.values()):
         items.append(Curves('Validation', 'iteration', 'score, 0 to 1', scores))
-    table = _precision_table(metrics)
-    items += [part for part in (table, _score_table(metrics)) if part is not None]
+    table = precision_table(metrics)
+    items += [part for part in (table, score_table(metrics)) if part is not None]
     return Section('The teacher: a LiDAR detector', text, tuple(items))
-
-
-def _loss_parts(rows: Sequence[Row]) -> Dict[str, List[Point]]:
-    """The total and its parts; what mmdet3d splits over tasks (task0.loss_heatmap, task1.loss_heatmap, ...) is summed."""
-    parts: Dict[str, Dict[float, float]] = {}
-    for row in (row for row in rows if not validates(row)):
-        for key, value in row.items():
-            name = key.rpartition('.')[2]
-            if name.startswith('loss') and math.isfinite(value):
-                points = parts.setdefault('total' if name == 'loss' else name, {})
-                points[row['step']] = points.get(row['step'], 0.0) + value
-    names = sorted(parts, key=lambda name: name != 'total')
-    return {name: sorted(parts[name].items()) for name in names if len(parts) != 2 or name == 'total'}
-
-
-def _wide_range(lines: Mapping[str, Sequence[Point]]) -> bool:
-    values = [y for points in lines.values() for _, y in points if y > 0]
-    return bool(values) and max(values) > 30 * min(values)
-
-
-def _key(rows: Iterable[Mapping[str, float]], name: str) -> Optional[str]:
-    """The key of a metric, whatever prefix it was logged under."""
-    return next((key for row in rows for key in row if key.rpartition('/')[2] == name), None)
-
-
-def _metric(metrics: Mapping[str, float], name: str) -> Optional[float]:
-    return finite(metrics.get(_key([metrics], name) or ''))
-
-
-def _precision_table(metrics: Mapping[str, float]) -> Optional[Table]:
-    rows: List[List[Cell]] = []
-    for name in NUSCENES_CLASSES:
-        scores = [_metric(metrics, f'{name}_AP_dist_{distance}') for distance in AP_DISTANCES]
-        found = [score for score in scores if score is not None]
-        if found:
-            rows.append([name, sum(found) / len(found), *scores])
-    mean = _metric(metrics, 'mAP')
-    if mean is None and not rows:
-        return None
-    rows.append(['mean (mAP)', mean, *(_mean_precision(metrics, distance) for distance in AP_DISTANCES)])
-    caption = (
-        'Average precision on the validation keyframes: mean, and by the distance between centres within which a detection is a hit. '
-        'A class that does not occur in them counts as 0 in the mean.'
-    )
-    header = ('Class', 'AP', *(f'{float(distance):g} m' for distance in AP_DISTANCES))
-    return Table(header, rows, caption, emphasis_column=1, emphasis_row=-1)
-
-
-def _mean_precision(metrics: Mapping[str, float], distance: str) -> Optional[float]:
-    """Mean over the classes, if all are there."""
-    scores = [_metric(metrics, f'{name}_AP_dist_{distance}') for name in NUSCENES_CLASSES]
-    found = [score for score in scores if score is not None]
-    return sum(found) / len(found) if len(found) == len(NUSCENES_CLASSES) else None
-
-
-def _score_table(metrics: Mapping[str, float]) -> Optional[Table]:
-    rows: List[List[Cell]] = [[name, meaning, _metric(metrics, name)] for name, meaning in TRUE_POSITIVE_ERRORS.items()]
-    rows = [row for row in rows if row[2] is not None]
-    caption = 'Errors of the hits within 2 m, means over the classes; lower is better.' if rows else ''
-    detection = _metric(metrics, 'NDS')
-    if detection is not None:
-        rows.append(['NDS', 'nuScenes detection score', detection])
-        caption += ' NDS is half mAP and half the mean of 1 - error over the five errors, each error at most 1.'
-    emphasis = -1 if detection is not None else None
-    return Table(('Metric', 'Of', 'Value'), rows, caption.strip(), emphasis_row=emphasis) if rows else None
 
 
 _BASELINES = {
@@ -228,7 +156,7 @@ _PANEL = (
 
 def _pretraining_curves(rows: Sequence[Row], figures: Mapping[str, Any]) -> List[Curves]:
     lines = {'training batches': series(rows, 'loss_reconstruction')}
-    key = _key((row for row in rows if validates(row)), 'reconstruction_loss')
+    key = key_of((row for row in rows if validates(row)), 'reconstruction_loss')
     if key:
         lines['validation'] = validation_series(rows, key)
     levels = {name: finite(figures.get(key)) for key, (name, _) in _BASELINES.items()}

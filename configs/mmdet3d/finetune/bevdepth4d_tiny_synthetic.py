@@ -95,6 +95,7 @@ default_hooks = dict(
 )
 custom_hooks = [
     _base_.seeds,
+    dict(type='IterationSeedHook'),  # such a loop resumes anywhere
     dict(_base_.averaging, init_updates=0),  # a memory that fits so short a run
     dict(type='SequentialControlHook', begin_iter=iterations // 10),
 ]

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import OrderedDict
 from typing import Callable, Tuple
 
+import torch
+
 from ..camera import CameraRig
 from ..pooling import PoolPlan
 
@@ -43,5 +45,5 @@ class PlanCache:
     @staticmethod
     def _key(rig: CameraRig) -> Key:
         matrices = (rig.intrinsics, rig.cam2lidar, rig.img_aug, rig.bev_aug)
-        numbers = b''.join(matrix.detach().cpu().contiguous().numpy().tobytes() for matrix in matrices)
+        numbers = torch.cat([matrix.detach().flatten() for matrix in matrices]).cpu().numpy().tobytes()  # one transfer
         return str(rig.cam2lidar.device), tuple(rig.cam2lidar.shape), numbers

@@ -12,7 +12,7 @@ from .metric import ReconstructionMetric
 from .model import GeoMIMPretrainer
 from .optim_wrappers import SkipNonFiniteAmpOptimWrapper, SkipNonFiniteOptimWrapper
 from .preprocessor import GeoMIMDataPreprocessor
-from .randomness import EpochSeedHook
+from .randomness import EpochSeedHook, IterationSeedHook
 from .sparse import SparseOnCPUHook
 from .teacher import GivenBEVTeacher, LidarTeacher, TeacherRecord
 from .transforms import BEVFlip, PackGeoMIMInputs, PointsToDepthMap, SurroundImageAug
@@ -29,6 +29,7 @@ __all__ = [
     'GeoMIMPretrainer',
     'GeoMIMSwin',
     'GivenBEVTeacher',
+    'IterationSeedHook',
     'LidarTeacher',
     'LoadCameraRig',
     'LoadSurroundImages',

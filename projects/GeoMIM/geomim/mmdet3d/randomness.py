@@ -11,7 +11,7 @@ from mmengine.hooks import Hook
 from mmengine.logging import MessageHub
 from mmengine.registry import FUNCTIONS, HOOKS
 
-_STREAMS = {'epoch': 1, 'masks': 2}
+_STREAMS = {'epoch': 1, 'masks': 2, 'iteration': 3}
 
 
 def derived_seed(stream: str, *numbers: int) -> int:
@@ -45,6 +45,20 @@ class EpochSeedHook(Hook):
         random.seed(seed)
         np.random.seed(seed)
         torch.manual_seed(seed)
+
+
+@HOOKS.register_module()
+class IterationSeedHook(Hook):
+    """Seeds torch before each iteration from (seed, iteration, rank): dropout and drop path of a run that resumes within an epoch, or
+    in a loop that counts iterations, are those of the unbroken one.
+
+    Leaves Python's and NumPy's generators, from which data is drawn, to :class:`EpochSeedHook`.
+    """
+
+    priority = 'VERY_HIGH'
+
+    def before_train_iter(self, runner, batch_idx, data_batch=None) -> None:
+        torch.manual_seed(derived_seed('iteration', runner.seed or 0, runner.iter, get_rank()))
 
 
 @FUNCTIONS.register_module(name='geomim_worker_init')

@@ -95,6 +95,8 @@ class BEVDetNuScenesDataset(NuScenesDataset):
         if absent:
             raise ValueError(f'{self.ann_file}: sample {info.get("token")} has no {", ".join(absent)}; {MAKE_INFOS}')
         kept = {key: value for key, value in info.items() if key not in ('lidar_sweeps', 'cam_instances')}
+        if self.test_mode:
+            kept.setdefault('instances', [])  # a recording without annotations
         parsed: Dict[str, Any] = super().parse_data_info(kept)
         return parsed
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Dict, Sequence
+from typing import Any, Dict, List, Optional, Sequence
 
 import numpy as np
 from mmdet3d.evaluation.metrics import NuScenesMetric
@@ -18,7 +18,8 @@ from .boxes import transform_boxes
 class EgoNuScenesMetric(NuScenesMetric):
     """mmdet3d's ``NuScenesMetric`` (same arguments) for predictions in the frame of ``BoxesToKeyEgo``.
 
-    Samples carry ``lidar2key_ego`` in their meta information; boxes go back into the LiDAR frame by its inverse. Where no
+    Samples carry ``lidar2key_ego`` in their meta information; boxes go back into the LiDAR frame by its inverse. They also
+    carry their ``token``, by which they find their poses: the dataset has its own order, not the info file's. Where no
     sample has a box in range, as early in training, the scores are 0 with a warning; the devkit raises an obscure error.
     """
 
@@ -26,17 +27,35 @@ class EgoNuScenesMetric(NuScenesMetric):
         """Take in a batch of predictions.
 
         Raises:
-            ValueError: a sample without ``lidar2key_ego``.
+            ValueError: a sample without ``lidar2key_ego`` or ``token``.
         """
         super().process(data_batch, [self._in_lidar_frame(sample) for sample in data_samples])
+        for result, sample in zip(self.results[-len(data_samples) :], data_samples):
+            result['token'] = sample['token']
+
+    def format_results(
+        self, results: List[Dict[str, Any]], classes: Optional[List[str]] = None, jsonfile_prefix: Optional[str] = None
+    ) -> Any:
+        """mmdet3d's results files, of samples in any order.
+
+        Raises:
+            ValueError: a sample that is not in the info file.
+        """
+        places = {info['token']: place for place, info in enumerate(self.data_infos)}
+        strange = [result['token'] for result in results if result['token'] not in places]
+        if strange:
+            raise ValueError(f'sample {strange[0]} is not in {self.ann_file}; take the info file of the dataset')
+        placed = [dict(result, sample_idx=places[result['token']]) for result in results]
+        return super().format_results(placed, classes, jsonfile_prefix)
 
     @staticmethod
     def _in_lidar_frame(sample: Dict[str, Any]) -> Dict[str, Any]:
-        if 'lidar2key_ego' not in sample:
-            raise ValueError(
-                f'{sample_name(sample)}: no lidar2key_ego among its meta information; the pipeline needs BoxesToKeyEgo, '
-                'and PackBEVDetInputs must keep it in its meta_keys'
-            )
+        for key in ('lidar2key_ego', 'token'):
+            if key not in sample:
+                raise ValueError(
+                    f'{sample_name(sample)}: no {key} among its meta information; the pipeline needs BoxesToKeyEgo, and '
+                    'PackBEVDetInputs must keep it in its meta_keys'
+                )
         found = sample['pred_instances_3d']
         boxes = transform_boxes(found['bboxes_3d'], np.linalg.inv(np.asarray(sample['lidar2key_ego'])))
         return dict(sample, pred_instances_3d={**dict(found.items()), 'bboxes_3d': boxes})

@@ -1,0 +1,218 @@
+"""Detectors through mmdet3d's own train.py: from an exported encoder to scores and checkpoints, resumed, and over two processes."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, Dict, List
+
+import pytest
+import torch
+
+pytest.importorskip('mmdet3d')
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
+MICRO = HERE / 'micro_detector.py'
+REAL_MINI = Path(os.environ.get('GEOMIM_REAL_MINI', ROOT.parent / 'shared' / 'tools' / 'make_real_mini.py'))
+ITERATIONS = 4
+DEPTH, STEREO = 'bevdepth4d_tiny_synthetic', 'bevstereo4d_tiny_synthetic'
+
+
+def environment() -> Dict[str, str]:
+    path = os.pathsep.join(filter(None, [str(HERE), os.environ.get('PYTHONPATH', '')]))
+    return {**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONWARNINGS': 'ignore', 'PYTHONPATH': path}
+
+
+def micro_config(*arguments: Any, **options: Any) -> Any:
+    """Of the module beside this file, whose hook a configuration of this process must not register twice."""
+    spec = importlib.util.spec_from_file_location('micro_detector', MICRO)
+    module = sys.modules.setdefault('micro_detector', importlib.util.module_from_spec(spec))
+    if not hasattr(module, 'micro_config'):
+        spec.loader.exec_module(module)
+    return module.micro_config(*arguments, **options)
+
+
+def train(work_dir: Path, config: Any, *options: str, processes: int = 1) -> subprocess.CompletedProcess:
+    """mmdet3d's train.py on a configuration, as a user starts it."""
+    from geomim.mmdet3d.infos import mmdet3d_tools
+
+    work_dir.mkdir(parents=True, exist_ok=True)
+    config.dump(str(work_dir / 'micro.py'))
+    start = [sys.executable]
+    if processes > 1:
+        start = [sys.executable, '-m', 'torch.distributed.run', '--standalone', f'--nproc-per-node={processes}']
+        options = (*options, '--launcher', 'pytorch')
+    command = [*start, str(mmdet3d_tools() / 'train.py'), str(work_dir / 'micro.py'), '--work-dir', str(work_dir)]
+    return subprocess.run([*command, *options], capture_output=True, text=True, env=environment(), cwd=str(work_dir))
+
+
+def losses(work_dir: Path, rank: int = 0) -> List[Dict[str, float]]:
+    return [json.loads(line) for line in (work_dir / f'losses_{rank}.jsonl').read_text().splitlines()]
+
+
+def checkpoint(path: Path) -> Dict[str, Any]:
+    from geomim.mmdet3d.compat import load_local_checkpoint
+
+    return load_local_checkpoint(path, 'cpu')
+
+
+def log(work_dir: Path) -> str:
+    return '\n'.join(path.read_text() for path in work_dir.glob('*/*.log'))
+
+
+@pytest.fixture(scope='module')
+def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An encoder of the synthetic world's pretraining configuration as its run leaves it, with random weights."""
+    from mmengine.config import Config
+
+    from geomim import GeoMIM
+    from geomim.checkpoint import export_encoder, save_atomically
+    from geomim.config import config_from_dict
+
+    config = Config.fromfile(ROOT / 'configs' / 'mmdet3d' / 'pretrain' / 'geomim_tiny_synthetic.py')
+    torch.manual_seed(11)
+    student = GeoMIM(config_from_dict(config.model.student))
+    for value in student.encoder.parameters():
+        value.data.add_(torch.randn_like(value) * 0.02)
+    path = tmp_path_factory.mktemp('encoder') / 'encoder_bevdet.pth'
+    save_atomically(export_encoder(dict(student.state_dict()), 'bevdet'), path)
+    return path
+
+
+@pytest.fixture(scope='module')
+def unbroken(bevdet_world: Path, encoder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    work_dir = tmp_path_factory.mktemp('unbroken')
+    done = train(work_dir, micro_config(STEREO, bevdet_world, encoder, iterations=ITERATIONS))
+    assert done.returncode == 0, done.stderr[-4000:]
+    return work_dir
+
+
+def test_a_run_starts_from_the_whole_encoder(unbroken: Path, encoder: Path) -> None:
+    text = log(unbroken)
+    count = sum(not name.endswith('relative_position_index') for name in checkpoint(encoder))
+    assert f'GeoMIMSwin: {encoder} (bevdet layout): {count} tensors taken\n' in text
+    for word in ('missing in the file', 'without a place', 'resized'):
+        assert word not in text
+
+
+def test_a_run_trains_validates_and_leaves_checkpoints(unbroken: Path) -> None:
+    rows = losses(unbroken)
+    assert [row['iter'] for row in rows] == list(range(ITERATIONS))
+    assert [row['with_prev'] for row in rows] == [False, False, True, True]
+    assert {'loss_depth', 'task0.loss_heatmap', 'task0.loss_xy', 'task0.loss_vel'} <= set(rows[0])
+    assert all(abs(value) < float('inf') for row in rows for value in row.values())
+    scores = json.loads((unbroken / 'scores_0.json').read_text())
+    assert scores['NuScenes metric/pred_instances_3d_NuScenes/NDS'] >= 0
+    saved = checkpoint(unbroken / f'iter_{ITERATIONS}.pth')
+    average, weights = saved['state_dict'], saved['ema_state_dict']
+    assert int(weights['steps']) == ITERATIONS
+    name = 'pts_bbox_head.shared_conv.conv.weight'
+    assert not torch.equal(average[name], weights[f'module.{name}'])
+    assert list(unbroken.glob('*/vis_data/events.out.tfevents*'))
+
+
+def test_a_checkpoint_fits_the_detector_strictly(unbroken: Path) -> None:
+    from mmdet3d.registry import MODELS
+    from mmengine.config import Config
+
+    config = Config.fromfile(unbroken / 'micro.py', import_custom_modules=False)
+    model = MODELS.build(config.model)
+    model.load_state_dict(checkpoint(unbroken / f'iter_{ITERATIONS}.pth')['state_dict'], strict=True)
+
+
+def test_killed_run_resumes_to_the_same_bit_for_bit(
+    bevdet_world: Path, encoder: Path, unbroken: Path, tmp_path: Path
+) -> None:
+    """Weights, their average, the optimizer, and past frames switched on before and after the break."""
+    config = micro_config(STEREO, bevdet_world, encoder, iterations=ITERATIONS)
+    config.custom_hooks[-1]['kill_at'] = ITERATIONS
+    killed = train(tmp_path, config)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr[-4000:]
+    config.custom_hooks[-1]['kill_at'] = -1
+    resumed = train(tmp_path, config, '--resume')
+    assert resumed.returncode == 0, resumed.stderr[-4000:]
+    assert 'resumed epoch' in log(tmp_path)
+    assert losses(tmp_path)[-1] == losses(unbroken)[-1]
+    assert len(losses(tmp_path)) == ITERATIONS + 1, 'the last iteration must have been done again, and only that'
+    last = f'iter_{ITERATIONS}.pth'
+    ours, theirs = checkpoint(tmp_path / last), checkpoint(unbroken / last)
+    for part in ('state_dict', 'ema_state_dict', 'optimizer'):
+        assert_equal(ours[part], theirs[part], part)
+
+
+def assert_equal(ours: Any, theirs: Any, where: str) -> None:
+    if isinstance(ours, torch.Tensor):
+        assert torch.equal(ours, theirs), where
+    elif isinstance(ours, dict):
+        assert ours.keys() == theirs.keys(), where
+        for key, value in ours.items():
+            assert_equal(value, theirs[key], f'{where}.{key}')
+    elif isinstance(ours, (list, tuple)):
+        assert len(ours) == len(theirs), where
+        for index, pair in enumerate(zip(ours, theirs)):
+            assert_equal(*pair, f'{where}.{index}')
+    else:
+        assert ours == theirs, where
+
+
+def test_two_processes_train_and_validate(bevdet_world: Path, encoder: Path, tmp_path: Path) -> None:
+    config = micro_config(DEPTH, bevdet_world, encoder, iterations=3)
+    config.train_dataloader.batch_size = 1
+    done = train(tmp_path, config, processes=2)
+    assert done.returncode == 0, done.stderr[-4000:]
+    first, second = losses(tmp_path, 0), losses(tmp_path, 1)
+    assert [row['with_prev'] for row in first] == [row['with_prev'] for row in second] == [False, False, True]
+    assert first[0]['loss_depth'] != second[0]['loss_depth'], 'each process must see samples of its own'
+    assert json.loads((tmp_path / 'scores_0.json').read_text())
+    assert (tmp_path / 'iter_3.pth').is_file()
+
+
+def test_an_encoder_of_another_size_is_refused(bevdet_world: Path, encoder: Path) -> None:
+    from mmdet3d.registry import MODELS
+
+    config = micro_config(DEPTH, bevdet_world, encoder)
+    config.model.img_backbone.update(depths=(1, 1, 4, 1))
+    model = MODELS.build(config.model)
+    with pytest.raises(ValueError, match='stages.2.blocks.2'):
+        model.init_weights()
+    config.model.img_backbone.update(depths=(1, 1, 2, 1), embed_dims=64)
+    config.model.img_neck.in_channels = 256 + 512
+    model = MODELS.build(config.model)
+    with pytest.raises(ValueError, match='patch_embed'):
+        model.init_weights()
+
+
+def test_a_file_without_an_encoder_is_refused(bevdet_world: Path, tmp_path: Path) -> None:
+    from mmdet3d.registry import MODELS
+
+    torch.save({'state_dict': {'layer1.0.conv1.weight': torch.zeros(1)}}, tmp_path / 'resnet.pth')
+    model = MODELS.build(micro_config(DEPTH, bevdet_world, tmp_path / 'resnet.pth').model)
+    with pytest.raises(ValueError, match=r'resnet\.pth'):
+        model.init_weights()
+
+
+@pytest.fixture(scope='module')
+def real_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """nuScenes tables around one real keyframe; the script that writes them is not part of the project."""
+    from geomim.bevdet.infos import make_bevdet_infos
+
+    if not REAL_MINI.is_file():
+        pytest.skip(f'no {REAL_MINI}; set GEOMIM_REAL_MINI to a script that writes nuScenes tables of a real keyframe')
+    root = tmp_path_factory.mktemp('real') / 'nuscenes'
+    root.mkdir()
+    subprocess.run([sys.executable, str(REAL_MINI), str(root)], check=True, capture_output=True)
+    return make_bevdet_infos(root)
+
+
+def test_the_real_keyframe_trains_and_is_scored(real_world: Path, encoder: Path, tmp_path: Path) -> None:
+    config = micro_config(DEPTH, real_world, encoder, image_width=1600, iterations=2)
+    config.custom_hooks = [hook for hook in config.custom_hooks if hook['type'] != 'SequentialControlHook']
+    done = train(tmp_path, config)
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert [row['with_prev'] for row in losses(tmp_path)] == [True, True]
+    assert json.loads((tmp_path / 'scores_0.json').read_text())['NuScenes metric/pred_instances_3d_NuScenes/NDS'] >= 0
