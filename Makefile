@@ -17,7 +17,7 @@ ARGS ?=
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## /\1\t/p' $(MAKEFILE_LIST) | awk -F'\t' '{printf "  make %-10s %s\n", $$1, $$2}'
 
-demo: setup ## world, teacher, pretraining, report; DATA=nuscenes/root takes real data; results go to OUT
+demo: setup ## world, teacher, pretraining, finetuning, report; DATA=nuscenes/root takes real data; results go to OUT
 	@$(VENV)/bin/python tools/demo.py $(if $(DATA),--data "$(DATA)") $(if $(OUT),--out "$(OUT)") $(ARGS)
 
 test: setup ## all tests

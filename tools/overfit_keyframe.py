@@ -1,9 +1,9 @@
 """Overfit a small BEVDepth4D on one keyframe until it finds the frame's cars: the whole chain in a proof of minutes.
 
-    python tools/overfit_keyframe.py --data data/nuscenes --out work_dirs/overfit --iterations 400
+    python tools/overfit_keyframe.py --data data/nuscenes --out work_dirs/overfit --iterations 300
 
 Trains on one sample of the training split without augmentation, from random weights, and looks for its boxes in the same
-sample. Writes OUT/figures.json and OUT/picture.png; says nothing about other frames, as it is not meant to.
+sample. Writes OUT/figures.json and OUT/picture.jpg; says nothing about other frames, as it is not meant to.
 """
 
 from __future__ import annotations
@@ -11,17 +11,17 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
-from typing import Any, Dict, List, Mapping, NamedTuple, Tuple
+from typing import Any, Dict, List, Mapping, NamedTuple, Sequence, Tuple
 
-import detection_picture
 import torch
-from detection_picture import Boxes
 from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
 from mmengine.registry import DATASETS
 from mmengine.runner import Runner
+from torch import Tensor
 
 from geomim.bevdet.datasets.boxes import transform_boxes
+from geomim.bevdet.frame_pictures import draw_frame, save_jpeg
 from geomim.bevdet.infos import bevdet_info_names, make_bevdet_infos
 from geomim.checkpoint_io import atomic_path
 from geomim.mmdet3d.infos import find_version
@@ -35,10 +35,26 @@ RANGE = 40.0  # metres from the ego vehicle
 FEWEST_POINTS = 3  # LiDAR points of a box that must be found
 
 
-class Keyframe(NamedTuple):
-    """What was trained on, and what the detector makes of it; boxes in the key ego frame."""
+class Boxes(NamedTuple):
+    """centres (M, 3), metres in the key ego frame; labels (M,); values (M,): scores, or numbers of LiDAR points."""
 
-    meta: Mapping[str, Any]
+    centres: Tensor
+    labels: Tensor
+    values: Tensor
+
+    def take(self, which: Tensor) -> Boxes:
+        return Boxes(*(value[which] for value in self))
+
+    def reach(self) -> Tensor:
+        """(M,) distance from the ego vehicle, seen from above, metres."""
+        return self.centres[:, :2].norm(dim=1)
+
+
+class Keyframe(NamedTuple):
+    """What was trained on, the annotated boxes with their LiDAR points, and what the detector makes of it."""
+
+    info: Mapping[str, Any]
+    sample: Any
     truth: Boxes
     found: Boxes
 
@@ -106,17 +122,17 @@ def look(model: Any, dataset: Any, blind: bool = False) -> Keyframe:
     with torch.no_grad():
         sample = model.test_step(batch)[0]
     annotated, found = info['ann_info'], sample.pred_instances_3d
-    truth = transform_boxes(annotated['gt_bboxes_3d'], sample.metainfo['lidar2key_ego'])
+    truth = transform_boxes(annotated['gt_bboxes_3d'], sample.lidar2key_ego)
     return Keyframe(
-        dict(sample.metainfo, images=info['images'], classes=dataset.metainfo['classes']),
+        dict(info, eval_ann_info=annotated),
+        sample,
         as_boxes(truth, annotated['gt_labels_3d'], annotated['num_lidar_pts']),
         as_boxes(found.bboxes_3d, found.labels_3d, found.scores_3d),
     )
 
 
 def as_boxes(boxes: Any, labels: Any, values: Any) -> Boxes:
-    numbers = (boxes.corners, boxes.gravity_center, torch.as_tensor(labels).long(), torch.as_tensor(values).float())
-    return Boxes(*(number.cpu() for number in numbers))
+    return Boxes(boxes.gravity_center, torch.as_tensor(labels).long(), torch.as_tensor(values).float())
 
 
 def measure(keyframe: Keyframe, classes: List[int]) -> Dict[str, Any]:
@@ -151,27 +167,28 @@ def measure(keyframe: Keyframe, classes: List[int]) -> Dict[str, Any]:
     )
 
 
-def write_results(keyframe: Keyframe, blind: Keyframe, settings: Dict[str, Any], out: Path) -> Dict[str, Any]:
-    """figures.json, whose content is returned, and picture.png."""
-    classes = list(keyframe.meta['classes'])
+def write_results(
+    keyframe: Keyframe, blind: Keyframe, classes: Sequence[str], settings: Dict[str, Any], out: Path
+) -> Dict[str, Any]:
+    """figures.json, whose content is returned, and picture.jpg."""
     everything = list(range(len(classes)))
     figures = dict(
-        token=keyframe.meta.get('token'),
+        token=keyframe.sample.token,
         **settings,
         near_metres=NEAR,
         least_score=SURE,
         range_metres=RANGE,
         fewest_points=FEWEST_POINTS,
-        cars=measure(keyframe, [classes.index('car')]),
+        cars=measure(keyframe, [list(classes).index('car')]),
         all_classes=measure(keyframe, everything),
-        all_classes_without_images={
-            name: value for name, value in measure(blind, everything).items() if name != 'boxes'
-        },
+        cars_without_images=measure(blind, [list(classes).index('car')]),
+        all_classes_without_images=measure(blind, everything),
     )
     with atomic_path(out / 'figures.json') as temporary:
         Path(temporary).write_text(json.dumps(figures, indent=2) + '\n', encoding='utf-8')
-    sure = keyframe.found.take(keyframe.found.values >= SURE)
-    detection_picture.save(detection_picture.draw(keyframe.meta, keyframe.truth, sure), out / 'picture.png')
+    instances = keyframe.sample.pred_instances_3d
+    sure = instances[instances.scores_3d >= SURE]
+    save_jpeg(out / 'picture.jpg', draw_frame(keyframe.info, keyframe.sample, sure, classes))
     return figures
 
 
@@ -179,7 +196,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--data', type=Path, required=True, help='nuScenes folder')
     parser.add_argument('--out', type=Path, required=True, help='folder of the results')
-    parser.add_argument('--iterations', type=int, default=400)
+    parser.add_argument('--iterations', type=int, default=300)
     parser.add_argument('--image-size', type=int, nargs=2, default=(128, 352), metavar=('H', 'W'))
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -190,14 +207,15 @@ def main() -> None:
     model = train(config, out, arguments.iterations)
     dataset = DATASETS.build(config.train_dataloader.dataset)
     settings = dict(iterations=arguments.iterations, image_size=image_size, cell_metres=CELL)
-    figures = write_results(look(model, dataset), look(model, dataset, blind=True), settings, out)
-    for name in ('cars', 'all_classes', 'all_classes_without_images'):
+    classes = list(dataset.metainfo['classes'])
+    figures = write_results(look(model, dataset), look(model, dataset, blind=True), classes, settings, out)
+    for name in ('cars', 'cars_without_images', 'all_classes', 'all_classes_without_images'):
         part = figures[name]
         print(
             f'{name}: {part["found"]} of {part["annotated"]} within {NEAR} m, precision {part["precision"]:.2f} of '
             f'{part["findings"]} findings with a score of at least {SURE} within {RANGE} m'
         )
-    print(f'written: {out / "figures.json"}, {out / "picture.png"}')
+    print(f'written: {out / "figures.json"}, {out / "picture.jpg"}')
 
 
 if __name__ == '__main__':

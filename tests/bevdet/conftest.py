@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Optional
+from typing import Any, Callable, Dict, Iterator, List, Optional
 
 import pytest
+import torch
 
 CAMERAS = ['CAM_FRONT_LEFT', 'CAM_FRONT', 'CAM_FRONT_RIGHT', 'CAM_BACK_LEFT', 'CAM_BACK', 'CAM_BACK_RIGHT']
 DATA_CONFIG = dict(
@@ -51,6 +52,23 @@ def make_pipeline(
         *(points if depth else []),
         dict(type='PackBEVDetInputs'),
     ]
+
+
+@pytest.fixture(autouse=True)
+def mmdet3d_scope() -> None:
+    """What an earlier test's Runner left behind must not decide where the registries look."""
+    from mmengine.registry import init_default_scope
+
+    init_default_scope('mmdet3d')
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Tiny tensors gain nothing from several threads, and lose much on a machine that is busy."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope='session')

@@ -11,6 +11,7 @@ import signal
 from pathlib import Path
 from typing import Any, Tuple
 
+import mmengine.config.config
 from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
@@ -19,10 +20,15 @@ CONFIGS = Path(__file__).resolve().parents[2] / 'configs' / 'mmdet3d'
 IMAGE_SIZE = (64, 128)
 CELL = 3.2  # metres
 
+if (
+    'GEOMIM_PLAIN_CONFIGS' in os.environ
+):  # a run prints its configuration seven times; making that pretty takes half of its time
+    mmengine.config.config.FormatCode = lambda text, **_: (text, False)
+
 
 def micro_config(name: str, data_root: Any, encoder: Any, image_width: int = 400, iterations: int = 4) -> Config:
     """A tiny configuration on a world with info files, with smaller images, fewer cells and channels, and chance in every step."""
-    config = Config.fromfile(CONFIGS / 'finetune' / f'{name}.py')
+    config = Config.fromfile(CONFIGS / 'finetune' / f'{name}.py', format_python_code=False)
     config.custom_imports.imports.append('micro_detector')
     model = config.model
     model.img_backbone.init_cfg.checkpoint = str(encoder)
@@ -74,7 +80,7 @@ def point_to(loader: Config, data_root: Any, image_width: int) -> None:
 
 @HOOKS.register_module(force=True)
 class DetectorRecordHook(Hook):
-    """Writes every loss and whether past frames counted, and kills the process the hard way at a given iteration."""
+    """Writes every loss, whether past frames counted and a sum of the weights, and kills the process the hard way at a given iteration."""
 
     def __init__(self, kill_at: int = -1) -> None:
         self.kill_at = kill_at
@@ -82,7 +88,8 @@ class DetectorRecordHook(Hook):
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
         model = getattr(runner.model, 'module', runner.model)
         row = {name: float(value) for name, value in outputs.items()}
-        row.update(iter=runner.iter, with_prev=model.with_prev)
+        weights = sum(float(value.detach().double().sum()) for value in model.parameters())
+        row.update(iter=runner.iter, with_prev=model.with_prev, weights=weights)
         with open(Path(runner.work_dir) / f'losses_{runner.rank}.jsonl', 'a') as file:
             file.write(json.dumps(row) + '\n')
         if runner.iter + 1 == self.kill_at:

@@ -46,14 +46,11 @@ PARTS = ('backbones', 'datasets', 'detectors', 'head', 'necks', 'shifted_swin', 
 
 @pytest.fixture(autouse=True, scope='module')
 def _scope() -> Iterator[None]:
-    """Everything is registered, names are looked for where mmdet3d's runner looks; one thread, since tensors are small."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+    """Everything is registered, names are looked for where mmdet3d's runner looks."""
     for part in PARTS:
         importlib.import_module(f'geomim.bevdet.{part}')
     with DefaultScope.overwrite_default_scope('mmdet3d'):
         yield
-    torch.set_num_threads(threads)
 
 
 def read(name: str) -> Config:

@@ -6,7 +6,7 @@ import json
 import os
 import signal
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterator, List
+from typing import Any, Callable, Dict, List
 
 import cv2
 import mmengine
@@ -29,14 +29,6 @@ from geomim.bevdet.drawing import FOUND, TRUE, DrawnBoxes, draw_bev, draw_camera
 
 CONFIG = 'configs/mmdet3d/finetune/bevdepth4d_tiny_synthetic.py'
 ONE_PROCESS = ['--cfg-options', 'test_dataloader.num_workers=0']
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope='module')

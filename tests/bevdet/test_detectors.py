@@ -5,7 +5,7 @@ The reference tensors pin the numbers; here are the properties of every option t
 
 from __future__ import annotations
 
-from typing import Any, Dict, Iterator, List, Mapping
+from typing import Any, Dict, List, Mapping
 
 import pytest
 import torch
@@ -103,14 +103,6 @@ def build(kind: str, past: int = 1, **changes: Any) -> BEVDet:
     return model.eval()
 
 
-@pytest.fixture(autouse=True, scope='module')
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture
 def make_inputs(make_rig: Any) -> Any:
     def make(frames: int, batch: int = 1, cams: int = 2, moving: bool = True) -> Dict[str, Tensor]:
@@ -165,6 +157,18 @@ def test_losses_and_predictions(kind: str, make_inputs: Any) -> None:
     assert len(found[1].pred_instances_3d.bboxes_3d) > 0
     assert len(raw) == 2
     assert raw[0][0]['heatmap'].shape == (2, 1, 12, 16)
+
+
+@pytest.mark.parametrize('kind', ALL)
+@pytest.mark.parametrize('align', [False, True])
+def test_float64_stays_all_the_way(kind: str, align: bool, make_inputs: Any) -> None:
+    model = build(kind, **({} if kind == 'BEVDet' else dict(align_after_view_transfromation=align)))
+    inputs = make_inputs(model.num_frames)
+    with torch.no_grad():
+        single = model.extract_feat(inputs)
+        double = model.double().extract_feat({name: value.double() for name, value in inputs.items()})
+    assert double.bev.dtype == double.depth.dtype == torch.float64
+    torch.testing.assert_close(single.depth.double(), double.depth, rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.parametrize('kind', ALL)

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Dict, Iterator, List, Set
+from typing import Dict, List, Set
 
 import pytest
-import torch
 
 np = pytest.importorskip('numpy')
 pytest.importorskip('mmdet3d')
@@ -27,14 +26,6 @@ def folder(repository: Path) -> Path:
     if not (place / 'bevdet_4d.npz').is_file():
         pytest.skip(f'no reference tensors in {place}; set GEOMIM_REFERENCE to their folder')
     return place
-
-
-@pytest.fixture(autouse=True, scope='module')
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def rows_of(folder: Path, name: str) -> List[Row]:

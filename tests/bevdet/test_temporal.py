@@ -148,6 +148,15 @@ def test_cameras_one_frame_earlier() -> None:
         torch.testing.assert_close(moved, seen[:, f + 1], rtol=1e-5, atol=1e-4)
 
 
+def test_poses_keep_the_precision_that_is_given() -> None:
+    frames = make_frames()
+    exact = replace(frames, sensor2ego=frames.sensor2ego.double(), ego2global=frames.ego2global.double())
+    assert exact.sensor2key().dtype == exact.sensor2older().dtype == torch.float64
+    torch.testing.assert_close(exact.sensor2older().float(), frames.sensor2older(), rtol=0, atol=0)
+    half = replace(frames, sensor2ego=frames.sensor2ego.half(), ego2global=frames.ego2global.half())
+    assert half.sensor2key().dtype == half.sensor2older().dtype == torch.float32
+
+
 def test_rigs_of_frames() -> None:
     frames = make_frames()
     poses = frames.sensor2key()

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Dict, List, Optional
 
+import numpy as np
 import pytest
 import torch
 from mmengine.hooks import Hook
@@ -18,6 +20,7 @@ import geomim.mmdet3d  # noqa: F401  the reader of checkpoints
 from geomim.bevdet.training import RampedEMA, SequentialControlHook, SyncBNControlHook
 from geomim.bevdet.training import hooks as hooks_module
 from geomim.bevdet.training.hooks import synchronise_batch_norms
+from geomim.mmdet3d import IterationSeedHook
 
 ITERATIONS = 3  # an epoch
 
@@ -236,3 +239,17 @@ def test_synchronised_norms_share_every_tensor() -> None:
     assert list(after) == names
     assert all(after[name] is before[name] for name in names)
     assert [type(module).__name__ for module in model.modules()].count('SyncBatchNorm') == 2
+
+
+def test_chance_of_an_iteration_depends_on_its_number_and_the_seed_alone() -> None:
+    def draw(iteration: int, seed: int) -> Tensor:
+        IterationSeedHook().before_train_iter(SimpleNamespace(iter=iteration, seed=seed), 0)
+        return torch.rand(8)
+
+    first = draw(5, 0)
+    torch.rand(3)
+    data = np.random.get_state()[1].copy()
+    assert torch.equal(draw(5, 0), first)
+    assert not torch.equal(draw(6, 0), first)
+    assert not torch.equal(draw(5, 1), first)
+    assert (np.random.get_state()[1] == data).all(), "the data's chance is not this hook's"

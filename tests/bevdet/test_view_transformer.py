@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import Any, Callable, Iterator, List
+from typing import Any, Callable, List
 
 import pytest
 import torch
@@ -25,14 +25,6 @@ from geomim.depth import depth_labels
 MakeRig = Callable[..., CameraRig]
 SIZE, STRIDE, CHANNELS = (32, 48), 16, 3
 GRID = dict(x=[-12.0, 12.0, 1.5], y=[-9.0, 9.0, 1.0], z=[-4.0, 4.0, 4.0], depth=[1.0, 13.0, 1.0])  # 16 x 18 x 2 cells
-
-
-@pytest.fixture(autouse=True, scope='module')
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def build(kind: str = 'LSSViewTransformer', **changes: Any) -> LSSViewTransformer:
@@ -175,6 +167,17 @@ def test_deformable_convolution_starts_as_a_plain_one(use_aspp: bool) -> None:
     plain = F.conv2d(seen[0], deformable.weight, padding=1, groups=4)
     torch.testing.assert_close(found.logits, last(plain))
     assert found.context.shape == (4, CHANNELS, 5, 6)
+
+
+def test_deformable_convolution_takes_any_number_of_images() -> None:
+    layer = DepthNet(4, 4, CHANNELS, 5, use_dcn=True, use_aspp=False).depth_conv[-2]
+    torch.nn.init.normal_(layer.conv_offset.weight)
+    images = torch.randn(layer.im2col_step + 2, 4, 3, 4, requires_grad=True)
+    found = layer(images)
+    found[-1].sum().backward()
+    torch.testing.assert_close(found, torch.cat([layer(images[:64]), layer(images[64:128]), layer(images[128:])]))
+    assert float(images.grad[-1].abs().sum()) > 0
+    assert not images.grad[:-1].any()
 
 
 @pytest.mark.parametrize('stereo', [False, True])

@@ -242,3 +242,13 @@ def test_projection_of_all_cameras_equals_each_alone(make_rig: MakeRig) -> None:
         collected.append(project_points(points, alone, 0))
     torch.testing.assert_close(uv, torch.cat([one[0] for one in collected]))
     torch.testing.assert_close(depth, torch.cat([one[1] for one in collected]))
+
+
+def test_autocast_leaves_the_projection_alone(make_rig: MakeRig) -> None:
+    rig = make_rig(batch=1, cams=2, augmented=True)
+    points = cloud(30)
+    uv, depth = project_points(points, rig, 0)
+    with torch.autocast('cpu', dtype=torch.bfloat16):
+        uv_under_autocast, depth_under_autocast = project_points(points, rig, 0)
+    assert torch.equal(uv_under_autocast, uv)
+    assert torch.equal(depth_under_autocast, depth)

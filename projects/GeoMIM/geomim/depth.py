@@ -11,7 +11,7 @@ from typing import Sequence, Tuple
 import torch
 from torch import Tensor
 
-from .camera import CameraRig, inverse
+from .camera import CameraRig, full_precision, inverse
 from .grid import count_cells
 
 _NEAREST = 1e-5  # metres; a point nearer to the image plane is not projected
@@ -87,13 +87,14 @@ def project_points(points: Tensor, rig: CameraRig, sample: int) -> Tuple[Tensor,
     The pixels of points behind a camera are meaningless; their depth is negative.
     """
     xyz = points[:, :3].to(rig.cam2lidar.dtype) - rig.bev_aug[sample, :3, 3]
-    xyz = xyz @ inverse(rig.bev_aug[sample, :3, :3]).T
-    projection = rig.lidar2img[sample]
-    projected = xyz @ projection[:, :3, :3].transpose(1, 2) + projection[:, None, :3, 3]
-    depth = projected[..., 2]
-    uv = projected[..., :2] / depth.clamp(min=_NEAREST)[..., None]
     augmentation = rig.img_aug[sample]
-    uv = uv @ augmentation[:, :2, :2].transpose(1, 2) + augmentation[:, None, :2, 3]
+    with full_precision(xyz):
+        xyz = xyz @ inverse(rig.bev_aug[sample, :3, :3]).T
+        projection = rig.lidar2img[sample]
+        projected = xyz @ projection[:, :3, :3].transpose(1, 2) + projection[:, None, :3, 3]
+        depth = projected[..., 2]
+        uv = projected[..., :2] / depth.clamp(min=_NEAREST)[..., None]
+        uv = uv @ augmentation[:, :2, :2].transpose(1, 2) + augmentation[:, None, :2, 3]
     return uv, depth
 
 

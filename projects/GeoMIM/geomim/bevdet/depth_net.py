@@ -8,10 +8,9 @@ from __future__ import annotations
 
 from typing import Any, List, NamedTuple, Optional
 
-import mmcv.ops  # noqa: F401 - registers deformable convolution
 import torch
 import torch.nn.functional as F
-from mmcv.cnn import build_conv_layer
+from mmcv.ops import DeformConv2dPack
 from mmdet.models.backbones.resnet import BasicBlock
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -103,6 +102,13 @@ class ASPP(nn.Module):
         return self.dropout(F.relu(self.bn1(self.conv1(torch.cat(branches, dim=1)))))
 
 
+class DeformableConv(DeformConv2dPack):
+    """Deformable convolution of any number of images; mmcv's own wants a multiple of ``im2col_step`` once there are more than that."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([super(DeformableConv, self).forward(part) for part in x.split(self.im2col_step)])
+
+
 class DepthNet(nn.Module):
     """Features and camera numbers to depth logits and context.
 
@@ -183,6 +189,5 @@ def _depth_layers(channels: int, extra: int, aspp_channels: int, use_dcn: bool) 
     if aspp_channels:
         layers.append(ASPP(channels, aspp_channels))
     if use_dcn:
-        config = dict(type='DCN', kernel_size=3, padding=1, groups=4, im2col_step=128)
-        layers.append(build_conv_layer({**config, 'in_channels': channels, 'out_channels': channels}))
+        layers.append(DeformableConv(channels, channels, 3, padding=1, groups=4, im2col_step=128))
     return layers

@@ -117,14 +117,18 @@ class SurroundFrames:
         return self.images.shape[2]
 
     def sensor2key(self) -> Tensor:
-        """(B, F, N, 4, 4) float32: each camera, at its own time, to the key ego. Computed in float64: maps are kilometres wide."""
+        """(B, F, N, 4, 4): each camera, at its own time, to the key ego. Computed in float64: maps are kilometres wide."""
         key = inverse(self.ego2global[:, :1, :1].double())
-        return (key @ self.ego2global.double() @ self.sensor2ego.double()).float()
+        return self._in_given_precision(key @ self.ego2global.double() @ self.sensor2ego.double())
 
     def sensor2older(self) -> Tensor:
-        """(B, F - 1, N, 4, 4) float32: each camera to the same camera one frame earlier."""
+        """(B, F - 1, N, 4, 4): each camera to the same camera one frame earlier."""
         sensor2global = self.ego2global.double() @ self.sensor2ego.double()
-        return (inverse(sensor2global[:, 1:]) @ sensor2global[:, :-1]).float()
+        return self._in_given_precision(inverse(sensor2global[:, 1:]) @ sensor2global[:, :-1])
+
+    def _in_given_precision(self, poses: Tensor) -> Tensor:
+        """As the given poses, at least float32; float64 stays, so that a detector can be checked in it."""
+        return poses.to(torch.promote_types(self.sensor2ego.dtype, torch.float32))
 
     def rig(self, frame: int, sensor2key: Tensor, placed: Optional[int] = None) -> CameraRig:
         """The cameras of a frame as the view transformation sees them: the key ego takes the place of the LiDAR.
