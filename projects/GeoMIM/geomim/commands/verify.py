@@ -6,6 +6,7 @@ The file's own configuration decides every size: any number of cameras, samples,
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 from typing import Callable, Dict, List, Sequence
 
@@ -240,13 +241,19 @@ def run(arguments: argparse.Namespace) -> int:
     """Exit status: 0 if all tensors agree, 1 if some differ, 2 for a file that cannot be checked."""
     status = 0
     for path in arguments.files:
-        rows = verify_file(path)
+        try:
+            rows = verify_file(path)
+        except (ValueError, OSError) as error:  # the other files are still worth checking
+            source = '' if str(path) in str(error) else f'{path}: '
+            print(f'geomim verify: {source}{error}', file=sys.stderr)
+            status = 2
+            continue
         print(path)
         print_rows(rows, arguments.failures_only)
         failed = [row.name for row in rows if not row.passed]
         if not rows:
             print(f'{path}: no tensors to compare')
-            status = max(status, 2)
+            status = 2
         elif failed:
             print(f'{path}: {len(failed)} of {len(rows)} tensors differ: {", ".join(failed)}')
             status = max(status, 1)
