@@ -215,11 +215,12 @@ def test_verify_refuses_files_that_it_cannot_check(tmp_path: Path, capsys: Any) 
         assert path.name in err, (path, err)
     assert run('verify', nothing) == 2
     assert 'no tensors to compare' in capsys.readouterr().out
-    assert (
-        run('verify', tmp_path / 'absent.npz', unknown, nothing) == 2
-    )  # one bad file does not keep the others from a check
+    # one bad file does not keep the others from a check
+    assert run('verify', tmp_path / 'absent.npz', unknown, nothing) == 2
     printed = capsys.readouterr()
-    assert 'absent.npz' in printed.err and 'unknown.npz' in printed.err and 'nothing.npz' in printed.out
+    assert 'absent.npz' in printed.err
+    assert 'unknown.npz' in printed.err
+    assert 'nothing.npz' in printed.out
 
 
 def test_the_module_runs_as_a_program(tmp_path: Path) -> None:
