@@ -85,6 +85,18 @@ def build(**changes: Any) -> BEVDetCenterHead:
     return MODELS.build(tiny_config(**changes))
 
 
+def test_heat_maps_begin_at_their_bias() -> None:
+    head = build()
+    before = {name: value.clone() for name, value in head.task_heads.state_dict().items()}
+    head.init_weights()
+    for name, value in head.task_heads.state_dict().items():
+        if name.endswith('heatmap.1.bias'):
+            assert torch.equal(value, torch.full_like(value, -2.19)), name
+        else:
+            assert torch.equal(value, before[name]), name
+    assert sum(name.endswith('heatmap.1.bias') for name in before) == len(TASKS)
+
+
 def instances(boxes: Tensor, labels: Tensor) -> InstanceData:
     return InstanceData(bboxes_3d=LiDARInstance3DBoxes(boxes, box_dim=boxes.shape[1]), labels_3d=labels)
 

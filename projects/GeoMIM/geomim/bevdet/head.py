@@ -90,10 +90,13 @@ class BEVDetCenterHead(CenterHead):
                 raise ValueError(f"{name} must have reduction='mean', got {getattr(self, name).reduction!r}")
 
     def init_weights(self) -> None:
-        """As every module's; also starts the heat maps from ``init_bias``, which a plain list of task heads hides from mmengine."""
+        """As every module's; the heat maps begin at ``init_bias``, which a plain list of task heads hides from mmengine.
+
+        The other weights of the task heads stay as torch draws them, as in the published code: wider ones flood the first heat maps.
+        """
         super().init_weights()
         for head in self.task_heads:
-            head.init_weights()
+            torch.nn.init.constant_(head.heatmap[-1].bias, head.init_bias)
 
     @property
     def with_velocity(self) -> bool:
