@@ -2,23 +2,9 @@
 # are those of mmdet3d 1.4's converter. A child that changes a step composes the pipeline anew from its parts:
 #   train_pipeline = [*_base_.load, _base_.sweeps, dict(_base_.image_aug, resize=(0.6, 0.9)), *_base_.finish_train]
 #   train_dataloader = dict(dataset=dict(dataset=dict(pipeline=train_pipeline)))
+_base_ = './nuscenes.py'
 dataset_type = 'NuScenesDataset'
-data_root = 'data/nuscenes/'
-data_version = 'v1.0-trainval'
-class_names = [
-    'car',
-    'truck',
-    'trailer',
-    'bus',
-    'construction_vehicle',
-    'bicycle',
-    'motorcycle',
-    'pedestrian',
-    'traffic_cone',
-    'barrier',
-]
 cameras = ['CAM_FRONT', 'CAM_FRONT_RIGHT', 'CAM_FRONT_LEFT', 'CAM_BACK', 'CAM_BACK_LEFT', 'CAM_BACK_RIGHT']
-point_cloud_range = [-54.0, -54.0, -5.0, 54.0, 54.0, 3.0]
 data_prefix = dict(
     pts='samples/LIDAR_TOP',
     sweeps='sweeps/LIDAR_TOP',
@@ -43,14 +29,14 @@ image_aug = dict(
 finish_train = [
     dict(type='BEVFlip', flip_x=0.5, flip_y=0.5),
     dict(type='CheckPointCloud'),
-    dict(type='PointsRangeFilter', point_cloud_range=point_cloud_range),
+    dict(type='PointsRangeFilter', point_cloud_range=_base_.point_cloud_range),
     dict(type='PointShuffle'),  # which points a full voxel keeps is then left to chance, as in the published pipeline
     dict(type='PointsToDepthMap'),
     dict(type='PackGeoMIMInputs', keys=('img', 'points', 'depth_map')),
 ]
 finish_test = [
     dict(type='CheckPointCloud'),
-    dict(type='PointsRangeFilter', point_cloud_range=point_cloud_range),
+    dict(type='PointsRangeFilter', point_cloud_range=_base_.point_cloud_range),
     dict(type='PointsToDepthMap'),
     dict(type='PackGeoMIMInputs', keys=('img', 'points', 'depth_map')),
 ]
@@ -60,8 +46,8 @@ finish_test = [
 # every class, set `numpy.long = numpy.int64` (mmdet3d 1.4 uses the name, numpy 1.24 dropped it), put after `sweeps`:
 #   dict(type='LoadAnnotations3D', with_bbox_3d=True, with_label_3d=True),
 #   dict(type='ObjectSample', db_sampler=dict(
-#       data_root=data_root, info_path=data_root + 'nuscenes_dbinfos_train.pkl', rate=1.0, classes=class_names,
-#       prepare=dict(filter_by_difficulty=[-1], filter_by_min_points={name: 5 for name in class_names}),
+#       data_root=data_root, info_path=data_root + 'nuscenes_dbinfos_train.pkl', rate=1.0, classes=_base_.class_names,
+#       prepare=dict(filter_by_difficulty=[-1], filter_by_min_points={name: 5 for name in _base_.class_names}),
 #       sample_groups=dict(car=2, truck=3, construction_vehicle=7, bus=4, trailer=6, barrier=2, motorcycle=6, bicycle=6,
 #                          pedestrian=2, traffic_cone=2),
 #       points_loader=dict(type='LoadPointsFromFile', coord_type='LIDAR', load_dim=5, use_dim=5))),
@@ -77,11 +63,11 @@ train_dataloader = dict(
         type='CBGSDataset',
         dataset=dict(
             type=dataset_type,
-            data_root=data_root,
+            data_root=_base_.data_root,
             ann_file='nuscenes_infos_train.pkl',
             data_prefix=data_prefix,
             pipeline=train_pipeline,
-            metainfo=dict(classes=class_names, version=data_version),
+            metainfo=dict(classes=_base_.class_names, version=_base_.data_version),
             modality=dict(use_lidar=True, use_camera=True),
             use_valid_flag=True,
             filter_empty_gt=False,  # pretraining needs no boxes; they only balance the classes
@@ -97,11 +83,11 @@ val_dataloader = dict(
     sampler=dict(type='DefaultSampler', shuffle=False),
     dataset=dict(
         type=dataset_type,
-        data_root=data_root,
+        data_root=_base_.data_root,
         ann_file='nuscenes_infos_val.pkl',
         data_prefix=data_prefix,
         pipeline=test_pipeline,
-        metainfo=dict(classes=class_names, version=data_version),
+        metainfo=dict(classes=_base_.class_names, version=_base_.data_version),
         modality=dict(use_lidar=True, use_camera=True),
         use_valid_flag=True,
         test_mode=True,

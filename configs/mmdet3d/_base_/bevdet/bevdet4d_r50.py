@@ -1,4 +1,5 @@
 # BEVDet4D on a ResNet-50, 256 x 704 pixels, BEV cells of 0.8 m: the published sizes.
+_base_ = './nuscenes_4d.py'
 model = dict(
     type='BEVDet4D',
     align_after_view_transfromation=False,
@@ -35,21 +36,7 @@ model = dict(
         type='BEVDetCenterHead',
         in_channels=256,
         tasks=[
-            dict(
-                num_class=10,
-                class_names=[
-                    'car',
-                    'truck',
-                    'construction_vehicle',
-                    'bus',
-                    'trailer',
-                    'barrier',
-                    'motorcycle',
-                    'bicycle',
-                    'pedestrian',
-                    'traffic_cone',
-                ],
-            )
+            dict(num_class=10, class_names=_base_.class_names),
         ],
         common_heads=dict(reg=(2, 2), height=(1, 2), dim=(3, 2), rot=(2, 2), vel=(2, 2)),
         share_conv_channel=64,
@@ -70,7 +57,7 @@ model = dict(
     ),
     train_cfg=dict(
         pts=dict(
-            point_cloud_range=[-51.2, -51.2, -5.0, 51.2, 51.2, 3.0],
+            point_cloud_range=_base_.point_cloud_range,
             grid_size=[1024, 1024, 40],
             voxel_size=[0.1, 0.1, 0.2],
             out_size_factor=8,
