@@ -7,16 +7,13 @@ pose of every camera at its own time stamp (``images[camera]['ego2global']``). m
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 
 import mmengine
-import numpy as np
-from pyquaternion import Quaternion
 
 from ..checkpoint_io import atomic_path
-from ..mmdet3d.infos import SPLITS, VERSIONS, find_version, info_names, make_infos
+from ..mmdet3d.infos import SPLITS, find_version, info_names, make_infos, pose_matrix, run_program
 
 LINKS = ('scene_token', 'prev', 'next')
 
@@ -75,7 +72,7 @@ def _read_tables(folder: Path, infos: Sequence[Mapping[str, Any]]) -> Tuple[Dict
     }
     wanted_poses = set(pose_of.values())
     matrices = {
-        row['token']: _matrix(row)
+        row['token']: pose_matrix(row).tolist()
         for row in mmengine.load(str(folder / 'ego_pose.json'))
         if row['token'] in wanted_poses
     }
@@ -103,23 +100,8 @@ def _extended(
     return dict(info, images=images, **{key: row[key] for key in LINKS})
 
 
-def _matrix(row: Mapping[str, Any]) -> List[Any]:
-    matrix = np.eye(4)
-    matrix[:3, :3], matrix[:3, 3] = Quaternion(row['rotation']).rotation_matrix, row['translation']
-    return matrix.tolist()
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(prog='python -m geomim.bevdet.infos', description=__doc__.splitlines()[0])
-    parser.add_argument('root', type=Path, help='nuScenes folder: samples/, sweeps/, maps/ and a version folder')
-    parser.add_argument('--out', type=Path, help='where the info files go; default: ROOT')
-    parser.add_argument('--version', default='', choices=('', *VERSIONS), help='default: found')
-    parser.add_argument('--force', action='store_true', help='make them anew even if they are there')
-    arguments = parser.parse_args()
-    try:
-        make_bevdet_infos(arguments.root, arguments.out, arguments.version, arguments.force)
-    except (ValueError, OSError) as error:
-        raise SystemExit(f'geomim infos: {error}') from error
+    run_program('python -m geomim.bevdet.infos', str(__doc__).splitlines()[0], make_bevdet_infos)
 
 
 if __name__ == '__main__':

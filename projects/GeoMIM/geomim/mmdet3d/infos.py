@@ -12,7 +12,7 @@ import os
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple
 
 import mmengine
 import numpy as np
@@ -152,8 +152,8 @@ def _camera_entry(tables: Any, token: str, lidar2global: np.ndarray) -> Dict[str
     record = tables.get('sample_data', token)
     mount = tables.get('calibrated_sensor', record['calibrated_sensor_token'])
     ego = tables.get('ego_pose', record['ego_pose_token'])
-    cam2ego = _matrix(mount)
-    lidar2cam = np.linalg.inv(_matrix(ego) @ cam2ego) @ lidar2global
+    cam2ego = pose_matrix(mount)
+    lidar2cam = np.linalg.inv(pose_matrix(ego) @ cam2ego) @ lidar2global
     return {
         'img_path': Path(record['filename']).name,
         'cam2img': mount['camera_intrinsic'],
@@ -164,23 +164,29 @@ def _camera_entry(tables: Any, token: str, lidar2global: np.ndarray) -> Dict[str
     }
 
 
-def _matrix(row: Dict[str, Any]) -> np.ndarray:
+def pose_matrix(row: Mapping[str, Any]) -> np.ndarray:
+    """(4, 4) float64 of a row of calibrated_sensor (sensor to ego) or ego_pose (ego to global), metres."""
     matrix = np.eye(4)
     matrix[:3, :3], matrix[:3, 3] = Quaternion(row['rotation']).rotation_matrix, row['translation']
     return matrix
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog='python -m geomim.mmdet3d.infos', description=__doc__.splitlines()[0])
+def run_program(prog: str, description: str, make: Callable[[Path, Optional[Path], str, bool], Path]) -> None:
+    """Command line of a module that makes info files: ROOT, --out, --version, --force, handed to ``make``."""
+    parser = argparse.ArgumentParser(prog=prog, description=description)
     parser.add_argument('root', type=Path, help='nuScenes folder: samples/, sweeps/, maps/ and a version folder')
     parser.add_argument('--out', type=Path, help='where the info files go; default: ROOT')
     parser.add_argument('--version', default='', choices=('', *VERSIONS), help='default: found')
     parser.add_argument('--force', action='store_true', help='make them anew even if they are there')
     arguments = parser.parse_args()
     try:
-        make_infos(arguments.root, arguments.out, arguments.version, arguments.force)
+        make(arguments.root, arguments.out, arguments.version, arguments.force)
     except (ValueError, OSError) as error:
         raise SystemExit(f'geomim infos: {error}') from error
+
+
+def main() -> None:
+    run_program('python -m geomim.mmdet3d.infos', str(__doc__).splitlines()[0], make_infos)
 
 
 if __name__ == '__main__':
