@@ -91,6 +91,26 @@ def frustum_points(pixels: Tensor, depths: Tensor, rig: CameraRig) -> Tensor:
     return origin[:, :, None, None, None] + rays[..., None, :] * depths[:, None]
 
 
+def cell_index(points: Tensor, grid: BEVGrid, lower: Tensor, step: Tensor) -> Tensor:
+    """The cell of each lifted point among those of the batch's maps.
+
+    Args:
+        points: (B, N, h, w, D, 3), metres.
+        grid: the cells, of one or more layers in z.
+        lower, step: (3,) of its bounds, metres.
+
+    Returns:
+        (B * N * h * w, D) int64: counted by sample, z, then the two axes of the grid's order; -1 off the grid. Coordinates are truncated
+        towards zero, not floored, as in the reference.
+    """
+    x, y, z = ((points - lower) / step).long().unbind(dim=-1)
+    inside = (x >= 0) & (x < grid.num_x) & (y >= 0) & (y < grid.num_y) & (z >= 0) & (z < grid.num_z)
+    first, second = (x, y) if grid.axis_order == 'xy' else (y, x)
+    sample = torch.arange(points.shape[0], device=points.device).view(-1, 1, 1, 1, 1)
+    cell = ((sample * grid.num_z + z) * grid.shape[0] + first) * grid.shape[1] + second
+    return torch.where(inside, cell, -torch.ones_like(cell)).flatten(0, 3)
+
+
 class ViewTransform(nn.Module):
     """Depth distribution and context from the two branches, summed into BEV and downsampled.
 
@@ -131,18 +151,8 @@ class ViewTransform(nn.Module):
         return frustum_points(self.pixels, self.depths, rig)
 
     def cell_index(self, rig: CameraRig) -> Tensor:
-        """(B * N * h * w, D) int64: cell in the batch's BEV maps (b, then the two axes of the grid's order), -1 off the grid.
-
-        Coordinates are truncated towards zero, not floored, as in the reference.
-        """
-        grid = self.config.grid
-        index = ((self.frustum_points(rig) - self.lower) / self.step).long()
-        x, y, z = index.unbind(dim=-1)
-        inside = (x >= 0) & (x < grid.num_x) & (y >= 0) & (y < grid.num_y) & (z >= 0) & (z < grid.num_z)
-        first, second = (x, y) if grid.axis_order == 'xy' else (y, x)
-        sample = torch.arange(rig.batch_size, device=x.device).view(-1, 1, 1, 1, 1)
-        cell = (sample * grid.shape[0] + first) * grid.shape[1] + second
-        return torch.where(inside, cell, -torch.ones_like(cell)).flatten(0, 3)
+        """(B * N * h * w, D) int64, see :func:`cell_index`."""
+        return cell_index(self.frustum_points(rig), self.config.grid, self.lower, self.step)
 
     def plan(self, rig: CameraRig) -> PoolPlan:
         """The pooling plan of a rig; copies of the same images share it."""

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ..camera import CameraRig
 from ..depth import depth_labels, depth_loss
 from ..grid import BEVGrid
-from ..lift_splat import BEVFeatures, feature_pixels, frustum_points
+from ..lift_splat import BEVFeatures, cell_index, feature_pixels, frustum_points
 from ..pooling import PoolPlan, bev_pool
 from ..target import at_least_float32
 from .depth_bins import make_depth_bins
@@ -117,14 +117,8 @@ class LSSViewTransformer(BaseModule):
         return DepthAndContext(*self.depth_net(features).split([self.depth_bins.count, self.out_channels], dim=1))
 
     def cell_index(self, rig: CameraRig) -> Tensor:
-        """(M * h * w, D) int64: cell among the B * Z * Y * X, -1 off the grid. Coordinates are truncated towards zero."""
-        grid = self.grid
-        index = ((frustum_points(self.pixels, self.depths, rig) - self.lower) / self.step).long()
-        x, y, z = index.unbind(dim=-1)
-        inside = (x >= 0) & (x < grid.num_x) & (y >= 0) & (y < grid.num_y) & (z >= 0) & (z < grid.num_z)
-        sample = torch.arange(rig.batch_size, device=x.device).view(-1, 1, 1, 1, 1)
-        cell = ((sample * grid.num_z + z) * grid.num_y + y) * grid.num_x + x
-        return torch.where(inside, cell, -torch.ones_like(cell)).flatten(0, 3)
+        """(M * h * w, D) int64: cell among the B * Z * Y * X, see :func:`geomim.lift_splat.cell_index`."""
+        return cell_index(frustum_points(self.pixels, self.depths, rig), self.grid, self.lower, self.step)
 
     def plan(self, rig: CameraRig) -> PoolPlan:
         """The pooling plan of a rig, from the cache if there is one."""
