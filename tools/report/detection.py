@@ -7,21 +7,12 @@ import math
 from pathlib import Path
 from typing import Dict, Iterable, List, Mapping, Optional, Sequence
 
+from geomim.synthetic.labels import DETECTION
+
 from .model import Cell, Point, Row, Table
 from .runs import finite, read_scalars, validates
 
-NUSCENES_CLASSES = (
-    'car',
-    'truck',
-    'trailer',
-    'bus',
-    'construction_vehicle',
-    'bicycle',
-    'motorcycle',
-    'pedestrian',
-    'traffic_cone',
-    'barrier',
-)
+NUSCENES_CLASSES = tuple(DETECTION)
 AP_DISTANCES = ('0.5', '1.0', '2.0', '4.0')  # metres, as the nuScenes metric spells them
 TRUE_POSITIVE_ERRORS = {
     'mATE': 'translation, m',
