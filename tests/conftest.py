@@ -4,6 +4,7 @@ small world in the nuScenes format."""
 from __future__ import annotations
 
 import contextlib
+import json
 import math
 import os
 import subprocess
@@ -194,6 +195,26 @@ def randomise_parameters() -> Callable[[torch.nn.Module], None]:
 @pytest.fixture(scope='session')
 def repository() -> Path:
     return Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope='session')
+def reference_folder(repository: Path) -> Path:
+    """The published implementation's tensors and manifests."""
+    folder = Path(os.environ.get('GEOMIM_REFERENCE', str(repository.parent / 'shared' / 'reference')))
+    if not (folder / 'manifests').is_dir():
+        pytest.skip(f'no reference tensors in {folder}; set GEOMIM_REFERENCE to their folder')
+    return folder
+
+
+@pytest.fixture(scope='session')
+def manifest(reference_folder: Path) -> Callable[[str], Dict[str, Tuple[int, ...]]]:
+    """Names and shapes of a published configuration's state dict, by its name."""
+
+    def read(name: str) -> Dict[str, Tuple[int, ...]]:
+        content = json.loads((reference_folder / 'manifests' / f'{name}.json').read_text())['state_dict']
+        return {key: tuple(shape) for key, shape in content.items()}
+
+    return read
 
 
 @pytest.fixture(scope='session')

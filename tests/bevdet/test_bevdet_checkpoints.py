@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
-import os
 from pathlib import Path
-from typing import Any, Dict, List
+from typing import Any, Dict
 
 import pytest
 import torch
@@ -43,27 +41,23 @@ DESCRIPTIONS = {
 }
 
 
-def manifest(name: str) -> Dict[str, List[int]]:
-    default = Path(__file__).resolve().parents[2].parent / 'shared' / 'reference'
-    path = Path(os.environ.get('GEOMIM_REFERENCE', default)) / 'manifests' / f'{name}.json'
-    if not path.is_file():
-        pytest.skip(f'no manifest at {path}; set GEOMIM_REFERENCE to the folder of the reference tensors')
-    return json.loads(path.read_text())['state_dict']
+@pytest.fixture(scope='module')
+def published(manifest: Any) -> Any:
+    def make(name: str, narrow: bool = True) -> State:
+        """Random weights under the names of a published checkpoint; ``narrow`` cuts every other axis than a table's to 2."""
+        state: State = {}
+        for key, shape in manifest(name).items():
+            if key.endswith('relative_position_index'):
+                state[key] = relative_position_index(int(shape[0] ** 0.5))
+            elif key.endswith('num_batches_tracked'):
+                state[key] = torch.tensor(len(state))
+            elif key.endswith('relative_position_bias_table'):
+                state[key] = torch.randn(shape)
+            else:
+                state[key] = torch.randn([min(size, 2) for size in shape] if narrow else shape)
+        return state
 
-
-def published(name: str, narrow: bool = True) -> State:
-    """Random weights under the names of a published checkpoint; ``narrow`` cuts every other axis than a table's to 2."""
-    state: State = {}
-    for key, shape in manifest(name).items():
-        if key.endswith('relative_position_index'):
-            state[key] = relative_position_index(int(shape[0] ** 0.5))
-        elif key.endswith('num_batches_tracked'):
-            state[key] = torch.tensor(len(state))
-        elif key.endswith('relative_position_bias_table'):
-            state[key] = torch.randn(shape)
-        else:
-            state[key] = torch.randn([min(size, 2) for size in shape] if narrow else shape)
-    return state
+    return make
 
 
 def assert_same(one: State, other: State) -> None:
@@ -78,7 +72,7 @@ def run(*arguments: Any) -> int:
 
 
 @pytest.mark.parametrize('name', sorted(DESCRIPTIONS))
-def test_published_detectors_come_back_bit_for_bit(name: str) -> None:
+def test_published_detectors_come_back_bit_for_bit(published: Any, name: str) -> None:
     state = published(name)
     ours = to_mmdet3d(state)
     assert_same(to_bevdet(ours), state)
@@ -92,7 +86,7 @@ def test_published_detectors_come_back_bit_for_bit(name: str) -> None:
     assert all(key.endswith('relative_position_index') for key in dropped)
 
 
-def test_our_names_are_those_of_our_backbone() -> None:
+def test_our_names_are_those_of_our_backbone(published: Any) -> None:
     ours = to_mmdet3d(published(GEOMIM_BASE, narrow=False))
     with torch.device('meta'):
         backbone = GeoMIMSwin(return_stereo_feat=True)
@@ -107,7 +101,7 @@ def test_indices_are_those_that_mmdet_stores() -> None:
         assert torch.equal(relative_position_index(window), stored)
 
 
-def test_the_command_goes_there_and_back(tmp_path: Path, capsys: Any) -> None:
+def test_the_command_goes_there_and_back(published: Any, tmp_path: Path, capsys: Any) -> None:
     state = published(GEOMIM_BASE)
     source = save_atomically({'state_dict': state, 'meta': {'epoch': 20}}, tmp_path / 'published.pth')
     there, back = tmp_path / 'ours.pth', tmp_path / 'back.pth'
@@ -125,7 +119,7 @@ def test_the_command_goes_there_and_back(tmp_path: Path, capsys: Any) -> None:
     assert_same(read_checkpoint(back)['state_dict'], state)
 
 
-def test_the_command_copies_detectors_whose_names_agree(tmp_path: Path) -> None:
+def test_the_command_copies_detectors_whose_names_agree(published: Any, tmp_path: Path) -> None:
     state = published('bevdet-r50-4d-depth-cbgs')
     source = save_atomically({'state_dict': state}, tmp_path / 'published.pth')
     for target in ('mmdet3d', 'bevdet'):
@@ -133,7 +127,7 @@ def test_the_command_copies_detectors_whose_names_agree(tmp_path: Path) -> None:
         assert_same(read_checkpoint(tmp_path / f'{target}.pth')['state_dict'], state)
 
 
-def test_averaged_checkpoints_of_both_hosts(tmp_path: Path, capsys: Any) -> None:
+def test_averaged_checkpoints_of_both_hosts(published: Any, tmp_path: Path, capsys: Any) -> None:
     state = published('bevdet-swinb-4d-256x704-cbgs-geomim')
     theirs = {'epoch': 19, 'state_dict': state, 'updates': 12345}
     source = save_atomically(theirs, tmp_path / 'epoch_20_ema.pth')
@@ -156,7 +150,7 @@ def test_averaged_checkpoints_of_both_hosts(tmp_path: Path, capsys: Any) -> None
     assert_same(read_checkpoint(tmp_path / 'back.pth')['state_dict'], state)
 
 
-def test_a_detector_of_parallel_training_loses_its_prefix(tmp_path: Path) -> None:
+def test_a_detector_of_parallel_training_loses_its_prefix(published: Any, tmp_path: Path) -> None:
     state = published('bevdet-r50')
     wrapped = {'module.' + name: value for name, value in state.items()}
     source = save_atomically({'state_dict': wrapped}, tmp_path / 'wrapped.pth')
@@ -165,7 +159,7 @@ def test_a_detector_of_parallel_training_loses_its_prefix(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize('name', [GEOMIM_BASE, 'bevdet-swinb-4d-256x704-cbgs'])
-def test_windows_can_be_resized_on_the_way(tmp_path: Path, name: str) -> None:
+def test_windows_can_be_resized_on_the_way(published: Any, tmp_path: Path, name: str) -> None:
     state = published(name)
     source = save_atomically({'state_dict': state}, tmp_path / 'published.pth')
     assert run('convert', source, tmp_path / 'ours.pth', '--to', 'mmdet3d', '--window', 16, 16, 16, 16) == 0
@@ -185,7 +179,7 @@ def test_windows_can_be_resized_on_the_way(tmp_path: Path, name: str) -> None:
     assert list(back) == list(state)
 
 
-def test_the_encoder_of_a_detector_of_ours_can_be_taken(tmp_path: Path) -> None:
+def test_the_encoder_of_a_detector_of_ours_can_be_taken(published: Any, tmp_path: Path) -> None:
     state = published(GEOMIM_BASE, narrow=False)
     path = save_atomically({'state_dict': to_mmdet3d(state)}, tmp_path / 'ours.pth')
     backbone = GeoMIMSwin()
@@ -198,7 +192,7 @@ def test_the_encoder_of_a_detector_of_ours_can_be_taken(tmp_path: Path) -> None:
     assert all(name.startswith('backbone.') for name in encoder)
 
 
-def test_what_is_no_detector_is_refused(tmp_path: Path, capsys: Any) -> None:
+def test_what_is_no_detector_is_refused(published: Any, tmp_path: Path, capsys: Any) -> None:
     state = {name: value for name, value in published(GEOMIM_BASE).items() if name.startswith('img_backbone.')}
     source = save_atomically({'state_dict': state}, tmp_path / 'encoder.pth')
     assert run('convert', source, tmp_path / 'out.pth', '--to', 'mmdet3d') == 2
@@ -212,7 +206,7 @@ def test_what_is_no_detector_is_refused(tmp_path: Path, capsys: Any) -> None:
         resize_detector_windows(state, [16, 16])
 
 
-def test_values_that_are_not_finite_are_refused(tmp_path: Path, capsys: Any) -> None:
+def test_values_that_are_not_finite_are_refused(published: Any, tmp_path: Path, capsys: Any) -> None:
     state = published('bevdet-r50')
     state['img_neck.fpn_convs.0.conv.bias'].fill_(float('nan'))
     source = save_atomically({'state_dict': state}, tmp_path / 'broken.pth')

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import importlib
-import json
-import os
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Tuple
+from typing import Any, Dict, Iterator, List
 
 import pytest
 import torch
@@ -77,20 +75,12 @@ def of_type(pipeline: List[Dict[str, Any]], kind: str) -> Dict[str, Any]:
     return found[0]
 
 
-def manifest(name: str) -> Dict[str, Tuple[int, ...]]:
-    folder = Path(os.environ.get('GEOMIM_REFERENCE', REPOSITORY.parent / 'shared' / 'reference'))
-    path = folder / 'manifests' / f'{name}.json'
-    if not path.is_file():
-        pytest.skip(f'no manifest at {path}; set GEOMIM_REFERENCE to the folder of the reference tensors')
-    return {key: tuple(shape) for key, shape in json.loads(path.read_text())['state_dict'].items()}
-
-
 def test_every_file_is_known_here() -> None:
     assert sorted(path.stem for path in FOLDER.glob('*.py')) == sorted((*PUBLISHED, *TINY))
 
 
 @pytest.mark.parametrize('name', PUBLISHED)
-def test_models_have_the_published_names_and_shapes(name: str) -> None:
+def test_models_have_the_published_names_and_shapes(name: str, manifest: Any) -> None:
     model = build(read(name))
     expected = manifest(name)
     assert {key: tuple(value.shape) for key, value in to_bevdet(dict(model.state_dict())).items()} == expected
@@ -98,7 +88,7 @@ def test_models_have_the_published_names_and_shapes(name: str) -> None:
 
 
 @pytest.mark.parametrize('name', ['bevdet-r50-4d-cbgs', 'bevdet-swinb-4d-stereo-256x704-cbgs-geomim'])
-def test_published_checkpoints_load_strictly(name: str) -> None:
+def test_published_checkpoints_load_strictly(name: str, manifest: Any) -> None:
     model = build(read(name))
     with torch.device('meta'):
         state = {key: torch.empty(shape) for key, shape in manifest(name).items()}

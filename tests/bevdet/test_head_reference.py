@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import math
-import os
 from pathlib import Path
-from typing import List
+from typing import Any, List
 
 import pytest
 import torch
@@ -23,14 +21,6 @@ from geomim.bevdet.head import BEVDetCenterHead  # noqa: E402
 from geomim.bevdet.vocabulary import head_config  # noqa: E402
 from geomim.proofs.bevdet_head import box_rows, head_rows  # noqa: E402
 from geomim.proofs.reference_file import ReferenceFile  # noqa: E402
-
-
-@pytest.fixture(scope='module')
-def reference_folder(repository: Path) -> Path:
-    folder = Path(os.environ.get('GEOMIM_REFERENCE', str(repository.parent / 'shared' / 'reference')))
-    if not (folder / 'bevdet_bevdet.npz').is_file():
-        pytest.skip(f'no reference tensors in {folder}; set GEOMIM_REFERENCE to their folder')
-    return folder
 
 
 def reference_head(file: ReferenceFile) -> BEVDetCenterHead:
@@ -66,10 +56,9 @@ def test_a_changed_parameter_or_setting_is_noticed(reference_folder: Path) -> No
 
 
 @pytest.mark.parametrize('name', ['bevdet-swinb-4d-stereo-256x704-cbgs-geomim', 'bevdet-swinb-4d-256x704-cbgs-geomim'])
-def test_parameters_have_the_published_names_at_full_size(reference_folder: Path, name: str) -> None:
-    manifest = json.loads((reference_folder / 'manifests' / f'{name}.json').read_text())
+def test_parameters_have_the_published_names_at_full_size(reference_folder: Path, manifest: Any, name: str) -> None:
     prefix = 'pts_bbox_head.'
-    wanted = {key[len(prefix) :]: shape for key, shape in manifest['state_dict'].items() if key.startswith(prefix)}
+    wanted = {key[len(prefix) :]: shape for key, shape in manifest(name).items() if key.startswith(prefix)}
     if 'task_heads.1.reg.1.weight' in wanted:
         tasks = [
             dict(class_names=[f'{task}{index}' for index in range(size)])
@@ -81,7 +70,7 @@ def test_parameters_have_the_published_names_at_full_size(reference_folder: Path
     config = {**head_config(config), 'in_channels': 256, 'share_conv_channel': 64, 'tasks': tasks, 'test_cfg': None}
     with torch.device('meta'):
         head = MODELS.build(config)
-    assert {key: list(value.shape) for key, value in head.state_dict().items()} == wanted
+    assert {key: tuple(value.shape) for key, value in head.state_dict().items()} == wanted
 
 
 def test_boxes_are_compared_as_sets() -> None:

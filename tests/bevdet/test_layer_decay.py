@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any, Dict, Tuple
 
@@ -17,11 +16,6 @@ from geomim.bevdet.training.layer_decay import swin_layer
 from geomim.mmdet3d import GeoMIMSwin
 
 LR, DECAY = 2e-4, 0.05
-
-
-def reference_folder() -> Path:
-    default = Path(__file__).resolve().parents[2].parent / 'shared' / 'reference'
-    return Path(os.environ.get('GEOMIM_REFERENCE', default))
 
 
 def wrapper_of(model: nn.Module, **options: Any) -> Any:
@@ -68,18 +62,15 @@ class Detector(nn.Module):
         self.pts_bbox_head = nn.Sequential(nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4))
 
 
-def test_groups_of_the_published_stereo_run() -> None:
-    path = reference_folder() / 'layer_decay_swinb_stereo.json'
-    if not path.is_file():
-        pytest.skip(f'no {path}; set GEOMIM_REFERENCE to the folder of the reference tensors')
-    published = json.loads(path.read_text())
-    manifest = json.loads((path.parent / 'manifests' / f'{published["config"]}.json').read_text())['state_dict']
+def test_groups_of_the_published_stereo_run(reference_folder: Path, manifest: Any) -> None:
+    published = json.loads((reference_folder / 'layer_decay_swinb_stereo.json').read_text())
+    shapes = manifest(published['config'])
     with torch.device('meta'):
         model = nn.Module()
         model.img_backbone = GeoMIMSwin(return_stereo_feat=True)
         for name in published['params']:
             if not name.startswith('img_backbone.'):
-                plant(model, name, tuple(manifest[name]))
+                plant(model, name, tuple(shapes[name]))
     found = settings(model, decay_rate=0.85)
     assert sorted(found) == sorted(published['params'])
     for name, (scale, decay) in published['params'].items():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Dict, List, Set
 
@@ -20,17 +19,9 @@ FILES = ('bevdet', '4d', 'depth', 'stereo')
 _rows: Dict[str, List[Row]] = {}
 
 
-@pytest.fixture(scope='module')
-def folder(repository: Path) -> Path:
-    place = Path(os.environ.get('GEOMIM_REFERENCE', str(repository.parent / 'shared' / 'reference')))
-    if not (place / 'bevdet_4d.npz').is_file():
-        pytest.skip(f'no reference tensors in {place}; set GEOMIM_REFERENCE to their folder')
-    return place
-
-
-def rows_of(folder: Path, name: str) -> List[Row]:
+def rows_of(reference_folder: Path, name: str) -> List[Row]:
     if name not in _rows:
-        _rows[name] = verify_file(folder / f'bevdet_{name}.npz')
+        _rows[name] = verify_file(reference_folder / f'bevdet_{name}.npz')
     return _rows[name]
 
 
@@ -47,19 +38,19 @@ def rewritten(source: Path, target: Path, changed: Set[str], factor: float) -> P
 
 
 @pytest.mark.parametrize('name', FILES)
-def test_every_tensor_agrees(folder: Path, name: str) -> None:
-    rows = rows_of(folder, name)
+def test_every_tensor_agrees(reference_folder: Path, name: str) -> None:
+    rows = rows_of(reference_folder, name)
     assert [f'{row.name}: {row.error:.2e} {row.remark}' for row in rows if not row.passed] == []
 
 
 @pytest.mark.parametrize('name', FILES)
-def test_every_output_of_the_file_is_compared_once(folder: Path, name: str) -> None:
-    names = sorted(row.name for row in rows_of(folder, name))
-    with np.load(str(folder / f'bevdet_{name}.npz')) as archive:
+def test_every_output_of_the_file_is_compared_once(reference_folder: Path, name: str) -> None:
+    names = sorted(row.name for row in rows_of(reference_folder, name))
+    with np.load(str(reference_folder / f'bevdet_{name}.npz')) as archive:
         assert names == sorted(key for key in archive.files if key.startswith('out/'))
 
 
-def test_changed_outputs_are_noticed(folder: Path, tmp_path: Path) -> None:
+def test_changed_outputs_are_noticed(reference_folder: Path, tmp_path: Path) -> None:
     changed = {
         'out/bev_0',
         'out/depth_1',
@@ -68,14 +59,14 @@ def test_changed_outputs_are_noticed(folder: Path, tmp_path: Path) -> None:
         'out/boxes',
         'out/loss/task0.loss_z',
     }
-    path = rewritten(folder / 'bevdet_stereo.npz', tmp_path / 'changed.npz', changed, 1.01)
+    path = rewritten(reference_folder / 'bevdet_stereo.npz', tmp_path / 'changed.npz', changed, 1.01)
     rewritten(path, path, {'out/view_transform_calls'}, 2)
     failed = {row.name for row in verify_file(path) if not row.passed}
     assert failed == changed | {'out/view_transform_calls'}
 
 
-def test_the_pose_of_a_past_frame_matters_to_its_own_map_only(folder: Path, tmp_path: Path) -> None:
-    with np.load(str(folder / 'bevdet_4d.npz')) as archive:
+def test_the_pose_of_a_past_frame_matters_to_its_own_map_only(reference_folder: Path, tmp_path: Path) -> None:
+    with np.load(str(reference_folder / 'bevdet_4d.npz')) as archive:
         arrays = {name: archive[name] for name in archive.files}
     poses = arrays['in/ego2globals'].copy()
     poses[:, 6:, 0, 3] += 5.0
@@ -86,24 +77,24 @@ def test_the_pose_of_a_past_frame_matters_to_its_own_map_only(folder: Path, tmp_
     assert not failed & {'out/bev_0', 'out/depth_0', 'out/depth_1'}
 
 
-def test_the_command_tells_what_differs(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    source = folder / 'bevdet_bevdet.npz'
+def test_the_command_tells_what_differs(reference_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    source = reference_folder / 'bevdet_bevdet.npz'
     assert main(['verify', str(source), '--failures-only']) == 0
     changed = rewritten(source, tmp_path / 'changed.npz', {'param/img_view_transformer.depth_net.bias'}, 1.5)
     assert main(['verify', str(changed)]) == 1
     assert 'out/depth_0' in capsys.readouterr().out
 
 
-def test_weights_that_do_not_fit_are_an_error(folder: Path, tmp_path: Path) -> None:
-    with np.load(str(folder / 'bevdet_bevdet.npz')) as archive:
+def test_weights_that_do_not_fit_are_an_error(reference_folder: Path, tmp_path: Path) -> None:
+    with np.load(str(reference_folder / 'bevdet_bevdet.npz')) as archive:
         arrays = {name: archive[name] for name in archive.files if 'img_neck.conv.0' not in name}
     np.savez(str(tmp_path / 'lacking.npz'), **arrays)
     with pytest.raises(ValueError, match='img_neck.conv.0.weight'):
         verify_file(tmp_path / 'lacking.npz')
 
 
-def test_images_that_make_no_whole_frames_are_an_error(folder: Path, tmp_path: Path) -> None:
-    with np.load(str(folder / 'bevdet_stereo.npz')) as archive:
+def test_images_that_make_no_whole_frames_are_an_error(reference_folder: Path, tmp_path: Path) -> None:
+    with np.load(str(reference_folder / 'bevdet_stereo.npz')) as archive:
         arrays = {name: archive[name] for name in archive.files}
     arrays['in/imgs'] = arrays['in/imgs'][:, :17]
     np.savez(str(tmp_path / 'short.npz'), **arrays)
@@ -111,7 +102,7 @@ def test_images_that_make_no_whole_frames_are_an_error(folder: Path, tmp_path: P
         verify_file(tmp_path / 'short.npz')
 
 
-def test_occupancy_is_refused(folder: Path) -> None:
-    assert ReferenceFile(folder / 'bevdet_occ.npz').config['model']['type'] == 'BEVStereo4DOCC'
+def test_occupancy_is_refused(reference_folder: Path) -> None:
+    assert ReferenceFile(reference_folder / 'bevdet_occ.npz').config['model']['type'] == 'BEVStereo4DOCC'
     with pytest.raises(ValueError, match="'BEVStereo4DOCC' is not supported"):
-        verify_file(folder / 'bevdet_occ.npz')
+        verify_file(reference_folder / 'bevdet_occ.npz')

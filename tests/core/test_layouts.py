@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
-from pathlib import Path
 from typing import Any, Callable, Dict
 
 import pytest
@@ -27,10 +24,6 @@ from geomim.swin import PatchMerging
 from geomim.windows import relative_position_index
 
 Make = Callable[..., Any]
-
-
-def reference_folder(repository: Path) -> Path:
-    return Path(os.environ.get('GEOMIM_REFERENCE', repository.parent / 'shared' / 'reference'))
 
 
 def assert_same_state(ours: Dict[str, Tensor], theirs: Dict[str, Tensor]) -> None:
@@ -100,16 +93,12 @@ def full_size(encoder: SwinConfig) -> GeoMIM:
 
 
 @pytest.mark.parametrize('size', ['base', 'large'])
-def test_full_size_names_and_shapes_are_the_published_ones(repository: Path, size: str) -> None:
-    path = reference_folder(repository) / 'manifests' / f'pretrain_{size}_50ep.json'
-    if not path.is_file():
-        pytest.skip(f'no manifest at {path}; set GEOMIM_REFERENCE to the folder of the reference tensors')
+def test_full_size_names_and_shapes_are_the_published_ones(manifest: Any, size: str) -> None:
+    expected = manifest(f'pretrain_{size}_50ep')
     if size == 'large' and not hasattr(torch, 'set_default_device'):
         pytest.skip(
             f'torch {torch.__version__} has no meta device context; the full model would take 2 GB and a minute'
         )
-    manifest = json.loads(path.read_text())
-    expected = {name: tuple(shape) for name, shape in manifest['state_dict'].items()}
     model = full_size(getattr(SwinConfig, size)())
     published = to_reference(dict(model.state_dict()))
     assert {name: tuple(value.shape) for name, value in published.items()} == expected
