@@ -55,7 +55,8 @@ data_config = dict(
 load = dict(_base_.load, data_config=data_config)
 image_aug = dict(_base_.image_aug, data_config=data_config)
 to_key_ego = dict(type='BoxesToKeyEgo')
-annotate = [_base_.annotate[0], to_key_ego, *_base_.annotate[2:]]
+# No BEV augmentation, as little as possible of the images': in minutes, what varies less is learnt sooner.
+annotate = [_base_.annotate[0], to_key_ego, dict(_base_.annotate[2], training=False), *_base_.annotate[3:]]
 finish_test = [to_key_ego, *_base_.finish_test[1:]]
 train_pipeline = [load, image_aug, *_base_.depth, *annotate, _base_.pack]
 test_pipeline = [load, dict(image_aug, training=False), *finish_test]
