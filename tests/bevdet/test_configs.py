@@ -134,7 +134,9 @@ def test_data_fit_the_model(name: str) -> None:
         assert tuple(image_aug['data_config']['input_size']) == size
         past = range(*dataset.multi_adj_frame_id_cfg) if dataset.multi_adj_frame_id_cfg else ()
         offsets.append(1 + len(past) + bool(dataset.get('stereo', False)))
-        assert image_aug.get('training', True) == of_type(steps, 'BEVDetBEVAug').get('training', True) == training
+        assert image_aug.get('training', True) == training
+        # too few frames to learn every heading: the tiny detectors keep the BEV as it is
+        assert of_type(steps, 'BEVDetBEVAug').get('training', True) == (training and name not in TINY)
         assert ('gt_labels_3d' in steps[-1]['keys']) == training
         assert dataset.test_mode != training
     assert offsets == [frames] * 3
