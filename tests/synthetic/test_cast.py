@@ -215,8 +215,9 @@ def test_lidar_rays_fan_out_by_ring_and_azimuth() -> None:
 
 def test_labels_name_what_was_hit(plain: ModuleType) -> None:
     scene = make_scene(1, 0, 1.0)
-    frozen = freeze(scene, 0.0)
-    s, d = np.meshgrid(np.linspace(0, 30, 5), [-14.0, -8.0, -6.9, 0.0, 6.9, 8.0, 14.0], indexing='ij')
+    frozen, road = freeze(scene, 0.0), scene.road
+    near, walk, far = road.kerb - 0.1, road.kerb + 1.0, road.sidewalk + 3.5
+    s, d = np.meshgrid(np.linspace(0, 30, 5), [-far, -walk, -near, 0.0, near, walk, far], indexing='ij')
     x, y, _ = scene.road.place(s.ravel(), d.ravel())
     points = np.stack([x, y, scene.road.height(d.ravel())])
     names = [CATEGORIES[label] for label in labels_of(scene, frozen, np.full(x.size, GROUND), points)]

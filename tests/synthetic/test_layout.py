@@ -121,7 +121,7 @@ def test_it_drives_on_in_the_right_lane() -> None:
         s, d = scene.road.locate(places[:, 0], places[:, 1])
         assert (np.diff(s) >= 0).all()
         assert s[-1] > 8
-        assert ((d < -1.7) & (d > -2.2)).all()
+        assert (np.abs(d + scene.road.median + 1.95) < 0.25).all()
         for time in (0.0, 4.0):
             pose = scene.ego2world(time)
             np.testing.assert_allclose(pose[:3, :3] @ pose[:3, :3].T, np.eye(3), atol=1e-12)

@@ -12,7 +12,7 @@ import pytest
 
 from geomim.synthetic.cast import camera_beams, freeze
 from geomim.synthetic.occupancy import LOWER, SHAPE, VOXEL, voxel_centres
-from geomim.synthetic.road import KERB, KERB_HEIGHT, SIDEWALK
+from geomim.synthetic.road import KERB_HEIGHT
 
 FREE = 17
 NAMES = (
@@ -150,7 +150,7 @@ def test_what_a_voxel_holds(
     assert (semantics[held] != FREE).all()
     assert (semantics[held] == expected[held]).mean() > 0.995
     d = np.abs(plain.lateral(moment.scene.road, world[..., 0], world[..., 1]))
-    above = world[..., 2] - np.where(d < KERB, 0.0, KERB_HEIGHT)
+    above = world[..., 2] - np.where(d < moment.scene.road.kerb, 0.0, KERB_HEIGHT)
     empty = (nearest > 0.5 * VOXEL * np.sqrt(3) + 0.1) & (np.abs(above) > 0.6)
     assert empty.sum() > 300_000
     assert (semantics[empty] == FREE).all()
@@ -167,10 +167,11 @@ def test_ground_is_one_layer_where_the_ground_is(
         assert columns.all()  # there is ground, or something that stands on it, everywhere
         world = CENTRES[flat] @ ego2world[:3, :3].T + ego2world[:3, 3]
         d = np.abs(plain.lateral(moment.scene.road, world[:, 0], world[:, 1]))
-        level = np.where(d < KERB, 0.0, KERB_HEIGHT)
+        kerb, sidewalk = moment.scene.road.kerb, moment.scene.road.sidewalk
+        level = np.where(d < kerb, 0.0, KERB_HEIGHT)
         assert np.abs(world[:, 2] - level).max() < VOXEL / 2 + 0.01
-        for number, where in ((11, d < KERB), (13, (d > KERB) & (d < SIDEWALK)), (14, d > SIDEWALK)):
-            off = np.minimum(np.abs(d - KERB), np.abs(d - SIDEWALK)) < 0.02  # the columns lean a little
+        for number, where in ((11, d < kerb), (13, (d > kerb) & (d < sidewalk)), (14, d > sidewalk)):
+            off = np.minimum(np.abs(d - kerb), np.abs(d - sidewalk)) < 0.02  # the columns lean a little
             assert (semantics[flat] == number)[~off].tolist() == where[~off].tolist()
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from types import ModuleType
+from typing import Tuple
 
 import numpy as np
 import pytest
 
-from geomim.synthetic.road import KERB, KERB_HEIGHT, LANE, Road
+from geomim.synthetic.road import KERB_HEIGHT, Road
 
 CURVATURES = (1 / 80, -1 / 80, 1 / 1000, -1 / 1000, 3e-6, -3e-6, 0.0)
 
@@ -41,11 +42,14 @@ def test_road_coordinates_are_metres(plain: ModuleType, curvature: float) -> Non
 
 @pytest.mark.parametrize('curvature', [1 / 80, -1 / 150, 0.0])
 @pytest.mark.parametrize('where', [-1.95, 8.8, -12.0], ids=['lane', 'sidewalk', 'terrain'])
-def test_rays_meet_the_ground_where_a_march_does(plain: ModuleType, curvature: float, where: float) -> None:
-    random, road = np.random.default_rng(2), Road(curvature, 20.0)
+@pytest.mark.parametrize('strips', [(0.0, 0.0), (1.0, 0.5)], ids=['narrow', 'wide'])
+def test_rays_meet_the_ground_where_a_march_does(
+    plain: ModuleType, curvature: float, where: float, strips: Tuple[float, float]
+) -> None:
+    random, road = np.random.default_rng(2), Road(curvature, 20.0, *strips)
     x, y, _ = road.place(3.0, where)
     origin = np.array([x, y, 1.6])
-    azimuth, down = random.uniform(-np.pi, np.pi, 240), np.deg2rad(random.uniform(1.5, 40, 240))
+    azimuth, down = random.uniform(-np.pi, np.pi, 480), np.deg2rad(random.uniform(1.5, 40, 480))
     rays = np.stack([np.cos(down) * np.cos(azimuth), np.cos(down) * np.sin(azimuth), -np.sin(down)]).astype(np.float32)
     found = road.cast_ground(origin, rays)
     step = 0.004
@@ -54,7 +58,7 @@ def test_rays_meet_the_ground_where_a_march_does(plain: ModuleType, curvature: f
     for ray, got in zip(rays.T.astype(np.float64), found):
         path = origin[:, None] + ray[:, None] * t
         d = plain.lateral(road, path[0], path[1])
-        under = path[2] <= np.where(np.abs(d) < KERB, 0.0, KERB_HEIGHT)
+        under = path[2] <= np.where(np.abs(d) < road.kerb, 0.0, KERB_HEIGHT)
         first = t[under.argmax()]
         assert under.any()
         assert first - step - 0.003 * first <= got <= first + 0.003 * first + 1e-3
@@ -62,8 +66,8 @@ def test_rays_meet_the_ground_where_a_march_does(plain: ModuleType, curvature: f
         kerbs += 0.01 < height < KERB_HEIGHT - 0.01
         hit = plain.lateral(road, origin[0] + got * ray[0], origin[1] + got * ray[1])
         if 0.01 < height < KERB_HEIGHT - 0.01:
-            assert abs(abs(hit) - KERB) < 0.02  # on the kerb's face, nowhere else between the two heights
-    assert kerbs >= 3 or abs(where) > KERB  # from the lane the kerbs' faces show, from beyond only the far one
+            assert abs(abs(hit) - road.kerb) < 0.04  # on the kerb's face, nowhere else between the two heights
+    assert kerbs >= 3 or abs(where) > road.kerb  # from the lane the kerbs' faces show, from beyond only the far one
 
 
 def test_rays_that_rise_meet_no_ground() -> None:
@@ -76,8 +80,19 @@ def test_heights_and_paint() -> None:
     np.testing.assert_array_equal(road.height(np.array([-8, -6.9, 0, 6.9, 7.1])), [0.15, 0, 0, 0, 0.15])
     s = np.linspace(0, 60, 1201)
     assert 0.3 < road.painted(s, 0 * s).mean() < 0.6  # dashes
-    assert road.painted(s, 0 * s + LANE).all()
+    assert road.painted(s, 0 * s + 3.5).all()
     assert not road.painted(s, 0 * s + 1.6)[(s < 20) | (s > 23)].any()
     across = np.linspace(-6.5, 6.5, 400)
     assert 0.4 < road.painted(0 * across + 21.5, across).mean() < 0.65  # zebra
     assert not road.painted(s, 0 * s + 8).any()
+
+
+def test_median_and_margin_push_the_strips_outwards() -> None:
+    road, d = Road(0.0, 20.0, median=2.0, margin=1.5), np.array([5.5, 10.4, 10.6, 13.9, 14.1])
+    np.testing.assert_array_equal(road.height(d), [0, 0, 0.15, 0.15, 0.15])
+    assert (road.lane, road.kerb, road.sidewalk) == (5.5, 10.5, 14.0)
+    s = np.linspace(30, 60, 601)
+    for edge in (2.0, 5.5):
+        assert road.painted(s, 0 * s + edge).all()
+        assert road.painted(s, 0 * s - edge).all()
+    assert not road.painted(s, 0 * s + 3.5).any()

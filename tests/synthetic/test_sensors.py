@@ -14,7 +14,7 @@ from geomim.synthetic.keyframe import KEYFRAME
 from geomim.synthetic.labels import CATEGORIES
 from geomim.synthetic.layout import make_scene
 from geomim.synthetic.rig import build_rig, read_rig
-from geomim.synthetic.road import KERB, KERB_HEIGHT, SIDEWALK
+from geomim.synthetic.road import KERB_HEIGHT
 from geomim.synthetic.sensors import LOST, RANGE_NOISE, scan
 
 
@@ -174,10 +174,11 @@ def test_what_stands_still_is_in_one_place_in_all_keyframes(
         points = points[(moment.scan.body < 0) | still[moment.scan.body]]
         world = moved(np.linalg.inv(following.world2global) @ table_pose(moment.sample['data']['LIDAR_TOP']), points)
         apart = np.abs(plain.lateral(moment.scene.road, world[:, 0], world[:, 1]))
-        level = np.where(apart < KERB, 0.0, KERB_HEIGHT)
+        kerb = moment.scene.road.kerb
+        level = np.where(apart < kerb, 0.0, KERB_HEIGHT)
         nearest = np.abs(world[:, 2] - level)
         face = (world[:, 2] > -0.05) & (world[:, 2] < KERB_HEIGHT + 0.05)
-        nearest = np.where(face, np.minimum(nearest, np.abs(apart - KERB)), nearest)
+        nearest = np.where(face, np.minimum(nearest, np.abs(apart - kerb)), nearest)
         frozen = freeze(moment.scene, following.time)
         for index, number, centre, yaw in plain.placed(frozen):
             if not still[number]:
@@ -205,10 +206,11 @@ def test_labels_are_those_of_the_things_hit(
         assert [CATEGORIES[label] for label in labels[hit]] == [bodies[k].label for k in moment.scan.body[hit]]
         world = moved(np.linalg.inv(moment.world2global) @ table_pose(token), points[~hit, :3])
         apart = np.abs(plain.lateral(moment.scene.road, world[:, 0], world[:, 1]))
+        kerb, sidewalk = moment.scene.road.kerb, moment.scene.road.sidewalk
         for name, where in (
-            ('flat.driveable_surface', apart < KERB - 0.1),
-            ('flat.sidewalk', (apart > KERB + 0.1) & (apart < SIDEWALK - 0.1)),
-            ('flat.terrain', apart > SIDEWALK + 0.1),
+            ('flat.driveable_surface', apart < kerb - 0.1),
+            ('flat.sidewalk', (apart > kerb + 0.1) & (apart < sidewalk - 0.1)),
+            ('flat.terrain', apart > sidewalk + 0.1),
         ):
             assert where.sum() > 100
             assert (labels[~hit][where] == CATEGORIES.index(name)).all(), name

@@ -14,7 +14,6 @@ from pyquaternion import Quaternion
 from geomim.synthetic.cast import freeze
 from geomim.synthetic.keyframe import KEYFRAME, save_npz
 from geomim.synthetic.labels import CATEGORIES
-from geomim.synthetic.road import KERB
 from geomim.synthetic.tables import NAMES
 from geomim.synthetic.world import MARKER, make_recipe, summarise, write_world
 
@@ -307,9 +306,10 @@ def test_boxes_lie_on_the_drivable_map_or_beside_it_as_the_street_says(tables: A
             x, y, _ = row['translation']
             place = np.linalg.inv(moment.world2global) @ [x, y, 0, 1]
             apart = abs(float(moment.scene.road.locate(place[0], place[1])[1]))
-            if abs(apart - KERB) > 0.3:
-                assert (image[image.shape[0] - 1 - int(y / 0.1), int(x / 0.1)] == 255) == (apart < KERB)
-                seen.add(apart < KERB)
+            kerb = moment.scene.road.kerb
+            if abs(apart - kerb) > 0.3:
+                assert (image[image.shape[0] - 1 - int(y / 0.1), int(x / 0.1)] == 255) == (apart < kerb)
+                seen.add(apart < kerb)
         assert seen == {True, False}
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from .labels import LABELS
 from .layout import Body, Scene, turn_z
 from .rig import Camera, Lidar
-from .road import KERB, KERB_HEIGHT, SIDEWALK
+from .road import KERB_HEIGHT
 from .solids import BOX, ELLIPSOID, WHEEL, Solid
 
 NOTHING, GROUND = -2, -1
@@ -326,8 +326,8 @@ def ground_labels(scene: Scene, points: np.ndarray) -> np.ndarray:
     """LiDAR segmentation labels (M,) of ground points (3, M), world frame; a kerb's face belongs to the sidewalk."""
     apart = np.abs(scene.road.locate(points[0], points[1])[1])
     carriageway, walk, terrain = (LABELS[f'flat.{name}'] for name in ('driveable_surface', 'sidewalk', 'terrain'))
-    low = (apart < KERB) & (points[2] < KERB_HEIGHT / 10)
-    return np.where(low, carriageway, np.where(apart < SIDEWALK, walk, terrain)).astype(np.uint8)
+    low = (apart < scene.road.kerb) & (points[2] < KERB_HEIGHT / 10)
+    return np.where(low, carriageway, np.where(apart < scene.road.sidewalk, walk, terrain)).astype(np.uint8)
 
 
 def labels_of(scene: Scene, frozen: Frozen, solid: np.ndarray, points: np.ndarray) -> np.ndarray:

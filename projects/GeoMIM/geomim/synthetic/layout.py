@@ -14,11 +14,11 @@ import numpy as np
 
 from . import solids as make
 from .labels import DETECTION
-from .road import KERB_HEIGHT, LANE, SIDEWALK, Road
+from .road import KERB_HEIGHT, Road
 from .solids import PAINTS, SIZES, Colour, Group, Solid, group_by_kind
 
 BEHIND, AHEAD = 50.0, 62.0  # s of the world's ends, before the ego's start and beyond its end
-LANE_MIDDLE = 1.95  # |d| of moving traffic
+LANE_MIDDLE = 1.95  # from the median to the middle of moving traffic
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ class Scene:
     def ego2world(self, time: float) -> np.ndarray:
         """(4, 4): origin on the ground under the rear axle, x ahead; it drives the right lane, swaying a little."""
         s, wave = self.travelled(time), 2 * np.pi / 60
-        d = -LANE_MIDDLE + self.sway * np.sin(wave * s)
+        d = -(self.road.median + LANE_MIDDLE) + self.sway * np.sin(wave * s)
         x, y, heading = self.road.place(s, d)
         yaw = float(heading) + np.arctan(self.sway * wave * np.cos(wave * s))
         pitch, roll = np.deg2rad(0.12 * np.sin(1.7 * time)), np.deg2rad(0.10 * np.sin(1.1 * time + 1))
@@ -166,7 +166,7 @@ def _attribute(name: str, strip: _Strip, ridden: bool, random: np.random.Generat
         return 'pedestrian.moving' if strip.speed else 'pedestrian.standing'
     if name in ('traffic_cone', 'barrier'):
         return ''
-    return 'vehicle.moving' if strip.speed else ('vehicle.stopped' if abs(strip.d) < LANE else 'vehicle.parked')
+    return 'vehicle.moving' if strip.speed else 'vehicle.parked'
 
 
 def _fill(random: np.random.Generator, strip: _Strip, start: float, end: float) -> List[Body]:
@@ -190,7 +190,27 @@ def _fill(random: np.random.Generator, strip: _Strip, start: float, end: float) 
     return bodies
 
 
-def _strips(random: np.random.Generator, ego_speed: float) -> Tuple[List[_Strip], List[_Strip]]:
+@dataclass(frozen=True)
+class _Verge:
+    """What one side of a street is like beyond its lane: depth of the yards (m), and how far apart things are, as factors."""
+
+    yard: float
+    parked: float
+    kerbside: float
+    houses: float
+    trees: float
+
+
+def _verge(random: np.random.Generator) -> _Verge:
+    def factor(lower: float, upper: float) -> float:
+        return float(np.exp(random.uniform(np.log(lower), np.log(upper))))
+
+    return _Verge(float(random.uniform(0, 9)), factor(0.6, 2.5), factor(0.6, 2), factor(0.7, 5), factor(0.7, 4))
+
+
+def _strips(
+    random: np.random.Generator, road: Road, verges: Dict[int, _Verge], ego_speed: float
+) -> Tuple[List[_Strip], List[_Strip]]:
     """The strips of road users: those at rest, and those that move."""
     speed = float(random.uniform(3, 9))
     parked = {'car': 7, 'truck': 1, 'bus': 0.6, 'trailer': 0.4, 'motorcycle': 2, 'bicycle': 2}
@@ -202,20 +222,31 @@ def _strips(random: np.random.Generator, ego_speed: float) -> Tuple[List[_Strip]
     for side in (-1, 1):
         turn = 0.0 if side < 0 else np.pi
         names = {**works, 'car': 1.5} if side == works_side else parked
-        still.append(_Strip(side * 5.3, names, (2.0, 9.0), turn=turn))
-        still.append(_Strip(side * 7.8, kerbside, (3.0, 12.0), turn=turn, base=KERB_HEIGHT))
-        still.append(_Strip(side * 14.2, yard, (3.0, 12.0), turn=turn, base=KERB_HEIGHT, wiggle=0.3))
+        verge, kerb = verges[side], road.kerb
+        still.append(_Strip(side * (kerb - 1.7), names, _scaled((2.0, 9.0), verge.parked), turn=turn))
+        gap = _scaled((3.0, 12.0), verge.kerbside)
+        still.append(_Strip(side * (kerb + 0.8), kerbside, gap, turn=turn, base=KERB_HEIGHT))
+        d = side * (road.sidewalk + 3.7 + random.uniform(0, verge.yard))
+        still.append(_Strip(d, yard, (3.0, 12.0), turn=turn, base=KERB_HEIGHT, wiggle=0.3))
         walk = random.uniform(0.7, 1.6) * (1 if random.uniform() < 0.5 else -1)
         facing = 0.0 if walk > 0 else np.pi
         walkers = {'pedestrian': 4, 'bicycle': 0.8}
-        moving.append(_Strip(side * 9.5, walkers, (5, 16), speed=walk, turn=facing, base=KERB_HEIGHT, wiggle=0.3))
+        moving.append(_Strip(side * (kerb + 2.5), walkers, (5, 16), speed=walk, turn=facing, base=KERB_HEIGHT, wiggle=0.3))
     traffic = {'car': 6, 'truck': 1, 'bus': 0.8, 'motorcycle': 1.6, 'bicycle': 0.8, 'trailer': 0.4}
-    moving.append(_Strip(LANE_MIDDLE, traffic, (7, 22), speed=-speed, turn=np.pi, wiggle=0.05))
-    moving.append(_Strip(-LANE_MIDDLE, traffic, (7, 22), speed=ego_speed, wiggle=0.05))
+    lane = road.median + LANE_MIDDLE
+    gap = _scaled((7, 22), random.uniform(0.8, 2.5))
+    moving.append(_Strip(lane, traffic, gap, speed=-speed, turn=np.pi, wiggle=0.05))
+    moving.append(_Strip(-lane, traffic, (7, 22), speed=ego_speed, wiggle=0.05))
     return still, moving
 
 
-def _scenery(random: np.random.Generator, start: float, end: float) -> List[Body]:
+def _scaled(gap: Tuple[float, float], factor: float) -> Tuple[float, float]:
+    return gap[0], gap[0] + factor * (gap[1] - gap[0])
+
+
+def _scenery(
+    random: np.random.Generator, road: Road, verges: Dict[int, _Verge], start: float, end: float
+) -> List[Body]:
     bodies: List[Body] = []
 
     def add(
@@ -229,13 +260,13 @@ def _scenery(random: np.random.Generator, start: float, end: float) -> List[Body
     ) -> None:
         bodies.append(Body(solids, tuple(float(value) for value in size), label, s, d, turn, 0.0, base))
 
-    for side in (-1, 1):
+    for side, verge in verges.items():
         s = start
         while s < end:
             length, width, height = random.uniform(9, 22), random.uniform(8, 14), random.uniform(4, 16)
             grey = random.uniform(0.35, 0.75)
             paint: Colour = tuple(np.clip(grey + random.normal(0, 0.07, 3), 0.1, 1).tolist())
-            d = side * (SIDEWALK + random.uniform(6.7, 12) + width / 2)
+            d = side * (road.sidewalk + verge.yard + random.uniform(6.7, 12) + width / 2)
             add(
                 make.build_house(length, width, height, paint),
                 (length, width, height),
@@ -243,22 +274,22 @@ def _scenery(random: np.random.Generator, start: float, end: float) -> List[Body
                 s + length / 2,
                 d,
             )
-            s += length + random.uniform(2, 14)
+            s += length + random.uniform(*_scaled((2, 14), verge.houses))
         s = start + random.uniform(0, 8)
         while s < end:
             height = random.uniform(5.5, 7.5)
             green: Colour = tuple(np.clip(np.array([0.16, 0.36, 0.12]) + random.normal(0, 0.05, 3), 0.03, 1).tolist())
             size = (0.42 * height, 0.42 * height, height)
-            add(make.build_tree(height, green), size, 'static.vegetation', s, side * (SIDEWALK + 0.1))
-            s += random.uniform(7, 18)
+            add(make.build_tree(height, green), size, 'static.vegetation', s, side * (road.sidewalk + 0.1))
+            s += random.uniform(*_scaled((7, 18), verge.trees))
         for s in np.arange(start + random.uniform(0, 20), end, 26.0):
             turn = -side * np.pi / 2
-            add(make.build_pole(6.5), (2.8, 0.2, 6.5), 'static.manmade', float(s), side * 8.75, turn)
+            add(make.build_pole(6.5), (2.8, 0.2, 6.5), 'static.manmade', float(s), side * (road.kerb + 1.75), turn)
         s = start + random.uniform(0, 20)
         while s < end:
             length = random.uniform(4, 10)
             wall: Colour = tuple((np.array([0.5, 0.42, 0.36]) * random.uniform(0.7, 1.3)).tolist())
-            add(make.build_fence(length, wall), (length, 0.2, 1.3), 'static.manmade', s, side * (SIDEWALK + 6.1))
+            add(make.build_fence(length, wall), (length, 0.2, 1.3), 'static.manmade', s, side * (road.sidewalk + verge.yard + 6.1))
             s += length + random.uniform(6, 25)
     for s in np.arange(start + random.uniform(0, 20), end, 24.0):
         add(make.build_island(3.0), (3.0, 0.44, 0.2), 'flat.other', float(s), 0.0, base=0.0)
@@ -288,18 +319,21 @@ def make_scene(seed: int, index: int, duration: float) -> Scene:
     acceleration = float(random.uniform(-0.8, 0.6)) * min(1.0, 30 / max(duration, 1e-3) ** 2)
     curvature = float(random.uniform(-1, 1) * random.choice([1 / 80, 1 / 200, 1 / 1000]))
     light, crossing, sway = _light(random), float(random.uniform(5, 40)), float(random.uniform(0, 0.15))
-    draft = Scene(Road(curvature, crossing), (), light, speed, acceleration, sway, int(random.integers(2**31)))
+    median = float(random.choice([0.0, random.uniform(0, 4)]))
+    road = Road(curvature, crossing, median, float(random.uniform(0, 3)))
+    draft = Scene(road, (), light, speed, acceleration, sway, int(random.integers(2**31)))
     travelled = draft.travelled(duration)
     start, end = -BEHIND, travelled + AHEAD
     bend = float(np.clip(curvature, -2.5 / (end - start), 2.5 / (end - start)))  # the street must not meet itself
     # the other vehicles of the ego's lane keep its mean speed, which leaves the gap around it open
     lane_speed = travelled / duration if duration > 0 else speed
-    still, moving = _strips(random, lane_speed)
+    verges = {side: _verge(random) for side in (-1, 1)}
+    still, moving = _strips(random, road, verges, lane_speed)
     moving[-1].keep_out = (-13.0, 15.0)
-    bodies: List[Body] = _scenery(random, start, end)
+    bodies: List[Body] = _scenery(random, road, verges, start, end)
     for strip in still:
         bodies += _fill(random, strip, start, end)
     for strip in moving:
         shift = strip.speed * duration
         bodies += _fill(random, strip, start - max(0.0, shift), end - min(0.0, shift))
-    return replace(draft, road=Road(bend, crossing), bodies=tuple(bodies))
+    return replace(draft, road=replace(road, curvature=bend), bodies=tuple(bodies))

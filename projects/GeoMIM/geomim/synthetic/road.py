@@ -12,9 +12,9 @@ from typing import Tuple
 import numpy as np
 
 LANE = 3.5  # width of each of the two lanes; traffic keeps to the right
-KERB = 7.0  # |d| of the kerbs; between lane and kerb cars park
+PARKING = 3.5  # width of the strip between lane and kerb where cars park
 KERB_HEIGHT = 0.15
-SIDEWALK = 10.5  # |d| where it ends and terrain begins
+SIDEWALK = 3.5  # width of each of the two sidewalks; beyond them lies terrain
 MIN_CURVATURE = 1e-5  # 1/m; straighter than this looks straight and computes badly
 
 
@@ -25,10 +25,29 @@ class Road:
     Args:
         curvature: of the centre line, 1/m, positive to the left.
         crossing: s of a zebra crossing's beginning, metres.
+        median: half the width of what keeps the two lanes apart, metres.
+        margin: width between a lane and the parked cars, metres.
     """
 
     curvature: float
     crossing: float
+    median: float = 0.0
+    margin: float = 0.0
+
+    @property
+    def lane(self) -> float:
+        """|d| of the lanes' outer edges."""
+        return self.median + LANE
+
+    @property
+    def kerb(self) -> float:
+        """|d| of the kerbs."""
+        return self.lane + self.margin + PARKING
+
+    @property
+    def sidewalk(self) -> float:
+        """|d| where the sidewalks end."""
+        return self.kerb + SIDEWALK
 
     def _signed_radius(self) -> Tuple[float, float]:
         sign = -1.0 if self.curvature < 0 else 1.0
@@ -50,17 +69,17 @@ class Road:
         apart = np.hypot(x, radius - up)
         return radius * np.arctan2(x, radius - up), sign * (2 * radius * up - x * x - up * up) / (radius + apart)
 
-    @staticmethod
-    def height(d: np.ndarray) -> np.ndarray:
+    def height(self, d: np.ndarray) -> np.ndarray:
         """z of the ground at d."""
-        return np.where(np.abs(d) < KERB, 0.0, KERB_HEIGHT)
+        return np.where(np.abs(d) < self.kerb, 0.0, KERB_HEIGHT)
 
     def painted(self, s: np.ndarray, d: np.ndarray) -> np.ndarray:
-        """Whether the ground at s, d carries paint: centre line, edge lines, zebra crossing."""
+        """Whether the ground at s, d carries paint: centre line, edge lines of the lanes, zebra crossing."""
         apart = np.abs(d)
         dashes = (apart < 0.09) & (s % 9 < 3.6)
         zebra = (np.abs(s - self.crossing - 1.5) < 1.5) & (d % 1.0 < 0.5)
-        return (dashes | (np.abs(apart - LANE) < 0.07) | zebra) & (apart < KERB)
+        edges = (np.abs(apart - self.lane) < 0.07) | (np.abs(apart - self.median) < 0.07) & (self.median > 1)
+        return (dashes | edges | zebra) & (apart < self.kerb)
 
     def cast_ground(self, origin: np.ndarray, rays: np.ndarray) -> np.ndarray:
         """Where rays meet the ground, kerb faces included.
@@ -79,7 +98,7 @@ class Road:
         _, d_lower = self.locate(x + lower * rays[0], y + lower * rays[1])
         d_upper, d_lower = np.abs(d_upper), np.abs(d_lower)
         # between the two heights the ray meets the kerb's face; d is all but linear over so short a way
-        share = (np.float32(KERB) - d_upper) / np.maximum(d_lower - d_upper, np.float32(1e-6))
+        share = (np.float32(self.kerb) - d_upper) / np.maximum(d_lower - d_upper, np.float32(1e-6))
         face = upper + share * (lower - upper)
-        t = np.where(d_upper >= KERB, upper, np.where(d_lower >= KERB, face, lower))
+        t = np.where(d_upper >= self.kerb, upper, np.where(d_lower >= self.kerb, face, lower))
         return np.where(rays[2] < -1e-6, t, np.float32(np.inf)).astype(np.float32)

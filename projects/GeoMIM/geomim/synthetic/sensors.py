@@ -12,7 +12,6 @@ import numpy as np
 from .cast import GROUND, NOTHING, Frozen, Hits, camera_beams, cast, freeze, labels_of, lidar_beams, rotate
 from .layout import Scene
 from .rig import Camera, Lidar
-from .road import KERB
 from .shade import shade
 
 FARTHEST_PIXEL = 200.0  # metres of depth, beyond which an image shows the sky
@@ -84,6 +83,6 @@ def _intensity(scene: Scene, frozen: Frozen, solid: np.ndarray, points: np.ndarr
     """Reflected intensity before noise: of the material, weaker far away; road paint shines."""
     s, d = scene.road.locate(points[0], points[1])
     asphalt = np.where(scene.road.painted(s, d), 55.0, 7.0)
-    ground = np.where(np.abs(d) < KERB, asphalt, 16.0)
+    ground = np.where(np.abs(d) < scene.road.kerb, asphalt, 16.0)
     material = np.array([item.intensity for item in frozen.solids])
     return np.where(solid == GROUND, ground, material[np.maximum(solid, 0)]) * np.exp(-t / 120)

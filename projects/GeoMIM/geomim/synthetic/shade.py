@@ -12,7 +12,7 @@ import numpy as np
 
 from .cast import GROUND, NOTHING, CameraBeams, Frozen, Hits
 from .layout import Light, Scene
-from .road import KERB, KERB_HEIGHT, SIDEWALK
+from .road import KERB_HEIGHT
 from .solids import BANDED, BODYWORK, CYLINDER, ELLIPSOID, FACADE, GLAZED, LEAVES, PANELS, STRIPED, WHEEL
 
 _TILE = 256  # cells of the repeating noise tile
@@ -64,18 +64,18 @@ def _in_shadow(shadows: np.ndarray, points: np.ndarray, origin: np.ndarray) -> n
 
 def _ground(scene: Scene, tile: np.ndarray, points: np.ndarray) -> np.ndarray:
     """Points (3, M) -> albedo (3, M)."""
-    s, d = scene.road.locate(points[0], points[1])
-    low = (np.abs(d) < KERB) & (points[2] < KERB_HEIGHT / 10)  # the kerb's face is none of the carriageway
-    apart = np.where(low, np.abs(d), np.maximum(np.abs(d), KERB))
+    (s, d), kerb = scene.road.locate(points[0], points[1]), np.float32(scene.road.kerb)
+    low = (np.abs(d) < kerb) & (points[2] < KERB_HEIGHT / 10)  # the kerb's face is none of the carriageway
+    apart = np.where(low, np.abs(d), np.maximum(np.abs(d), kerb))
     rough = _noise(tile, points[0], points[1], 8)
     albedo = np.full((3, s.size), 0.23, dtype=np.float32) + 0.018 * rough
     paint = scene.road.painted(s, d) & low
     albedo = np.where(paint, 0.75 + 0.03 * rough, albedo)
     joints = (np.abs(s % 1.5 - 0.75) > 0.71) | (np.abs(apart % 1.2 - 0.6) > 0.56)
-    slabs = np.where(apart < KERB + 0.2, 0.58, np.where(joints, 0.32, 0.45)) + 0.02 * rough
+    slabs = np.where(apart < kerb + 0.2, 0.58, np.where(joints, 0.32, 0.45)) + 0.02 * rough
     grass = np.array([0.20, 0.30, 0.12], dtype=np.float32)[:, None] * (1 + 0.22 * rough)
     return np.where(
-        apart < KERB, albedo, np.where(apart < SIDEWALK, slabs * np.float32([[1.0], [0.97], [0.92]]), grass)
+        apart < kerb, albedo, np.where(apart < scene.road.sidewalk, slabs * np.float32([[1.0], [0.97], [0.92]]), grass)
     )
 
 

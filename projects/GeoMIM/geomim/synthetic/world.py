@@ -23,7 +23,6 @@ from ..checkpoint_io import atomic_path
 from .keyframe import Recipe, place_scene, write_keyframe
 from .labels import DETECTION
 from .rig import build_rig, read_rig
-from .road import KERB
 from .tables import build_tables
 
 MARKER = 'geomim_synthetic.json'
@@ -253,7 +252,7 @@ def draw_map(recipe: Recipe, index: int) -> np.ndarray:
     global2world = np.linalg.inv(world2global)
     world_x = global2world[0, 0] * x[None] + global2world[0, 1] * y[:, None] + global2world[0, 3]
     world_y = global2world[1, 0] * x[None] + global2world[1, 1] * y[:, None] + global2world[1, 3]
-    return np.where(np.abs(scene.road.locate(world_x, world_y)[1]) < KERB, 255, 0).astype(np.uint8)
+    return np.where(np.abs(scene.road.locate(world_x, world_y)[1]) < scene.road.kerb, 255, 0).astype(np.uint8)
 
 
 def summarise(root: Union[str, Path], version: str) -> Dict[str, Any]:
