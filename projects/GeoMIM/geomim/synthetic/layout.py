@@ -231,7 +231,9 @@ def _strips(
         walk = random.uniform(0.7, 1.6) * (1 if random.uniform() < 0.5 else -1)
         facing = 0.0 if walk > 0 else np.pi
         walkers = {'pedestrian': 4, 'bicycle': 0.8}
-        moving.append(_Strip(side * (kerb + 2.5), walkers, (5, 16), speed=walk, turn=facing, base=KERB_HEIGHT, wiggle=0.3))
+        moving.append(
+            _Strip(side * (kerb + 2.5), walkers, (5, 16), speed=walk, turn=facing, base=KERB_HEIGHT, wiggle=0.3)
+        )
     traffic = {'car': 6, 'truck': 1, 'bus': 0.8, 'motorcycle': 1.6, 'bicycle': 0.8, 'trailer': 0.4}
     lane = road.median + LANE_MIDDLE
     gap = _scaled((7, 22), random.uniform(0.8, 2.5))
@@ -289,7 +291,13 @@ def _scenery(
         while s < end:
             length = random.uniform(4, 10)
             wall: Colour = tuple((np.array([0.5, 0.42, 0.36]) * random.uniform(0.7, 1.3)).tolist())
-            add(make.build_fence(length, wall), (length, 0.2, 1.3), 'static.manmade', s, side * (road.sidewalk + verge.yard + 6.1))
+            add(
+                make.build_fence(length, wall),
+                (length, 0.2, 1.3),
+                'static.manmade',
+                s,
+                side * (road.sidewalk + verge.yard + 6.1),
+            )
             s += length + random.uniform(6, 25)
     for s in np.arange(start + random.uniform(0, 20), end, 24.0):
         add(make.build_island(3.0), (3.0, 0.44, 0.2), 'flat.other', float(s), 0.0, base=0.0)
