@@ -32,5 +32,5 @@ dataset = dict(data_root=data_root, metainfo=dict(version='v1.0-mini'))
 train_dataloader = dict(batch_size=1, num_workers=1, dataset=dict(dataset, pipeline=train_pipeline))
 val_dataloader = dict(num_workers=1, dataset=dict(dataset, pipeline=test_pipeline))
 test_dataloader = val_dataloader
-optim_wrapper = dict(optimizer=dict(lr=2e-3))
+optim_wrapper = dict(optimizer=dict(lr=1e-3))
 default_hooks = dict(logger=dict(log_metric_by_epoch=False))

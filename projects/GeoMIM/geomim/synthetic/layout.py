@@ -312,7 +312,8 @@ def _light(random: np.random.Generator) -> Light:
     direct, ambient = 0.75 * (1 - 0.8 * clouds), 0.42 + 0.3 * clouds
     exposure = random.uniform(0.8, 1.15)
     tint = exposure * (1 + random.normal(0, 0.03, 3))
-    return Light(sun, direct, ambient, sky, random.uniform(0.001, 0.006), tint, random.uniform(0.004, 0.014))
+    haze = random.uniform(0.012, 0.02)  # a misty day, whose colours tell distances to a network of few iterations
+    return Light(sun, direct, ambient, sky, haze, tint, random.uniform(0.004, 0.014))
 
 
 def make_scene(seed: int, index: int, duration: float) -> Scene:
