@@ -1,5 +1,25 @@
-"""GeoMIM for BEVDet codebases (mmcv 1.x), imported as ``geomim.plugin``.
+"""GeoMIM for BEVDet codebases (mmcv 1.x): backbone, pretraining detector, teacher, hooks and pipeline steps.
 
-The adapter itself is not part of this version: nothing is registered here yet. What works in a BEVDet fork today is the core (``geomim``,
-Python >= 3.8 and torch >= 1.10) and the checkpoints that ``python -m geomim convert --to bevdet`` writes.
+Importing this module registers them, by either of ``custom_imports=dict(imports=['geomim.plugin'])`` and
+``plugin=True, plugin_dir='geomim/plugin/'``.
 """
+
+from . import host  # noqa: F401 - refuses another host before anything is registered
+from .backbone import GeoMIMSwin
+from .hooks import GeoMIMEncoderExportHook, GeoMIMTeacherGuardHook
+from .layer_decay import GeoMIMLayerDecayOptimizerConstructor
+from .pretrainer import GeoMIMPretrainer
+from .randomness import GeoMIMSeedHook
+from .teacher import GeoMIMLidarTeacher
+from .transforms import GeoMIMLidarFrame
+
+__all__ = [
+    'GeoMIMEncoderExportHook',
+    'GeoMIMLayerDecayOptimizerConstructor',
+    'GeoMIMLidarFrame',
+    'GeoMIMLidarTeacher',
+    'GeoMIMPretrainer',
+    'GeoMIMSeedHook',
+    'GeoMIMSwin',
+    'GeoMIMTeacherGuardHook',
+]

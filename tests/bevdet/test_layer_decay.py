@@ -12,7 +12,6 @@ from mmengine.model import MMDistributedDataParallel
 from mmengine.optim import build_optim_wrapper
 from torch import nn
 
-from geomim.bevdet.training.layer_decay import swin_layer
 from geomim.mmdet3d import GeoMIMSwin
 
 LR, DECAY = 2e-4, 0.05
@@ -93,14 +92,6 @@ def test_layers_of_any_depths() -> None:
     assert found['img_backbone.stages.0.blocks.0.norm1.weight'] == (0.5**4, 0.0)
     assert found['img_backbone.absolute_pos_embed'] == found['img_backbone.patch_embed.projection.weight']
     assert found['img_backbone.absolute_pos_embed'] == (0.5**5, DECAY)
-
-
-def test_every_block_is_a_layer_of_its_own() -> None:
-    depths = (2, 3, 1)
-    blocks = [(stage, block) for stage, depth in enumerate(depths) for block in range(depth)]
-    layers = [swin_layer(f'stages.{stage}.blocks.{block}.norm1.weight', depths) for stage, block in blocks]
-    assert layers == [1, 2, 3, 4, 5, 6]
-    assert swin_layer('norm2.bias', depths) is None
 
 
 def test_frozen_parameters_stay_out_and_more_layers_may_be_counted() -> None:

@@ -1,6 +1,7 @@
 """The smallest pretraining run through mmengine's real Runner: a configuration, and a script that runs it in a process of its own.
 
-python micro.py WORK_DIR DATA_ROOT [--iters N] [--epochs N] [--workers N] [--resume] [--kill-at N] [--launcher pytorch]
+python micro.py WORK_DIR DATA_ROOT [--config NAME] [--load-from FILE] [--iters N] [--epochs N] [--workers N] [--resume] [--kill-at N]
+    [--launcher pytorch]
 """
 
 from __future__ import annotations
@@ -21,10 +22,10 @@ CONFIGS = Path(__file__).resolve().parents[2] / 'configs' / 'mmdet3d' / 'pretrai
 IMAGE_SIZE = (64, 96)
 
 
-def micro_config(work_dir: Any, data_root: Any, iters: int = 4) -> Config:
-    """The tiny configuration on the synthetic world, with smaller images, a coarser grid, fewer channels, and an untrained
+def micro_config(work_dir: Any, data_root: Any, iters: int = 4, name: str = 'geomim_tiny_synthetic') -> Config:
+    """A tiny configuration on the synthetic world, with smaller images, a coarser grid, fewer channels, and an untrained
     teacher."""
-    config = Config.fromfile(CONFIGS / 'geomim_tiny_synthetic.py')
+    config = Config.fromfile(CONFIGS / f'{name}.py')
     config.model.teacher.checkpoint = None
     config.work_dir = str(work_dir)
     student = config.model.student
@@ -90,6 +91,8 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument('work_dir')
     parser.add_argument('data_root')
+    parser.add_argument('--config', default='geomim_tiny_synthetic')
+    parser.add_argument('--load-from')
     parser.add_argument('--iters', type=int, default=4)
     parser.add_argument('--epochs', type=int, default=0)
     parser.add_argument('--workers', type=int, default=0)
@@ -97,7 +100,8 @@ def main() -> None:
     parser.add_argument('--resume', action='store_true')
     parser.add_argument('--launcher', default='none')
     arguments = parser.parse_args()
-    config = micro_config(arguments.work_dir, arguments.data_root, arguments.iters)
+    config = micro_config(arguments.work_dir, arguments.data_root, arguments.iters, arguments.config)
+    config.load_from = arguments.load_from
     if arguments.epochs:
         by_epoch(config, arguments.epochs)
     config.train_dataloader.num_workers = arguments.workers

@@ -18,8 +18,9 @@ from torch import Tensor, nn
 
 from geomim import BEVGrid, SwinConfig, SwinEncoder
 from geomim.checkpoint import load_encoder
+from geomim.guard import checksums
 from geomim.mmdet3d import EncoderExportHook, ReconstructionPicturesHook, TeacherGuardHook
-from geomim.mmdet3d.hooks import checksums, left_as_found
+from geomim.mmdet3d.hooks import left_as_found
 from geomim.mmdet3d.teacher import BEVTeacher, TeacherRecord
 
 ENCODER = {

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Callable, Dict, List, Tuple, Union
+from pathlib import Path
+from typing import Callable, Dict, List, Sequence, Tuple, Union
 
 from torch import Tensor, nn
 
 from .checkpoint_io import PathLike, read_checkpoint, save_atomically, shapes_differ, some, tensors_of
-from .layouts import LAYOUTS, detect_layout, export_encoder, from_geomim, is_derived, to_geomim
+from .layouts import ENCODER_LAYOUTS, LAYOUTS, detect_layout, export_encoder, from_geomim, is_derived, to_geomim
 from .position_bias import resize_position_bias, window_of_table
 from .pretrainer import GeoMIM
 from .swin import SwinEncoder
@@ -16,6 +17,7 @@ from .swin import SwinEncoder
 __all__ = [
     'LAYOUTS',
     'LoadReport',
+    'check_encoder_layouts',
     'detect_layout',
     'export_encoder',
     'from_geomim',
@@ -25,6 +27,7 @@ __all__ = [
     'save_atomically',
     'tensors_of',
     'to_geomim',
+    'write_encoders',
 ]
 _OPTIONAL = ('num_batches_tracked',)
 
@@ -164,3 +167,35 @@ def load_encoder(encoder: SwinEncoder, weights: Union[PathLike, Dict[str, Tensor
         )
     unused = _without_place(state, layout, encoder, 'encoder.')
     return _fit(encoder, own, source, layout, unused, lambda name: not name.startswith('norm'))
+
+
+def check_encoder_layouts(layouts: Sequence[str], owner: str) -> Tuple[str, ...]:
+    """The layouts, unless there is none or one in which no encoder can be exported: ``ValueError``."""
+    unknown = [layout for layout in layouts if layout not in ENCODER_LAYOUTS]
+    if not layouts or unknown:
+        what = f'names {unknown[0]!r}' if unknown else 'is empty'
+        raise ValueError(f'{owner}: layouts {what}; an encoder can be exported as {" or ".join(ENCODER_LAYOUTS)}')
+    return tuple(layouts)
+
+
+def write_encoders(model: GeoMIM, path: PathLike, layouts: Sequence[str]) -> Dict[str, Path]:
+    """Write a pretraining model's encoder for finetuning, whole or not at all.
+
+    Args:
+        model: the student.
+        path: a layout's name goes before its suffix: ``encoder.pth`` becomes ``encoder_bevdet.pth``.
+        layouts: names that :func:`geomim.layouts.export_encoder` knows.
+
+    Returns:
+        The file of each layout.
+
+    Raises:
+        ValueError: a layout that is not known.
+    """
+    state = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
+    path = Path(path)
+    encoders = {layout: export_encoder(state, layout) for layout in layouts}
+    return {
+        layout: save_atomically(encoder, path.with_name(f'{path.stem}_{layout}{path.suffix}'))
+        for layout, encoder in encoders.items()
+    }

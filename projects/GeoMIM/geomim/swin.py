@@ -9,7 +9,7 @@ Shape legend: B images, H x W pixels, h x w tokens of a stage, C channels, K cop
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import List, Optional, Sequence, Tuple
+from typing import List, Optional, Sequence, Tuple, Type
 
 import torch
 import torch.nn.functional as F
@@ -172,10 +172,18 @@ class PatchEmbed(nn.Module):
         self.norm = nn.LayerNorm(dim, eps=LAYER_NORM_EPS)
 
     def forward(self, images: Tensor) -> Tensor:
+        if images.dim() != 4 or images.shape[1] != 3:
+            raise ValueError(f'images must be (B, 3, H, W), got {tuple(images.shape)}')
         bottom, right = -images.shape[-2] % PATCH_SIZE, -images.shape[-1] % PATCH_SIZE
         if bottom or right:
             images = F.pad(images, (0, right, 0, bottom))
         return self.norm(self.projection(images).permute(0, 2, 3, 1))
+
+
+def with_position(tokens: Tensor, position: Tensor) -> Tensor:
+    """Tokens (B, h, w, C) plus a position embedding (1, C, h', w'), brought to their grid with bicubic interpolation."""
+    resized = F.interpolate(position, size=tokens.shape[1:3], mode='bicubic', align_corners=False)
+    return tokens + resized.permute(0, 2, 3, 1)
 
 
 class PatchMerging(nn.Module):
@@ -219,18 +227,22 @@ class SwinEncoder(nn.Module):
         activation_checkpointing: recompute each block in the backward instead of keeping its activations.
     """
 
+    # for hosts that call these parts themselves
+    patch_embed_type: Type[PatchEmbed] = PatchEmbed
+    stage_type: Type[SwinStage] = SwinStage
+
     def __init__(self, config: SwinConfig, activation_checkpointing: bool = False) -> None:
         super().__init__()
         self.config = config
         self.activation_checkpointing = activation_checkpointing
-        self.patch_embed = PatchEmbed(config.embed_dims)
+        self.patch_embed = self.patch_embed_type(config.embed_dims)
         side = config.pretrain_img_size // PATCH_SIZE
         self.absolute_pos_embed = nn.Parameter(sine_cosine_embedding(config.embed_dims, side))
         blocks = sum(config.depths)
         rates = [config.drop_path_rate * block / max(1, blocks - 1) for block in range(blocks)]
         self.stages = nn.ModuleList()
         for index, depth in enumerate(config.depths):
-            self.stages.append(SwinStage(config, index, rates[:depth]))
+            self.stages.append(self.stage_type(config, index, rates[:depth]))
             rates = rates[depth:]
         for index in config.out_indices:
             self.add_module(f'norm{index}', nn.LayerNorm(config.stage_dims[index], eps=LAYER_NORM_EPS))
@@ -238,11 +250,7 @@ class SwinEncoder(nn.Module):
 
     def embed(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) -> tokens (B, H / 4, W / 4, C) with their position embedding."""
-        if images.dim() != 4 or images.shape[1] != 3:
-            raise ValueError(f'images must be (B, 3, H, W), got {tuple(images.shape)}')
-        tokens = self.patch_embed(images)
-        position = F.interpolate(self.absolute_pos_embed, size=tokens.shape[1:3], mode='bicubic', align_corners=False)
-        return tokens + position.permute(0, 2, 3, 1)
+        return with_position(self.patch_embed(images), self.absolute_pos_embed)
 
     def stage_outputs(self, images: Tensor, masks: Optional[Tensor] = None) -> List[Tensor]:
         """Every stage's output (B, h, w, C), not yet normalised. ``masks``: (K, h', w') cells, 1 = hidden."""

@@ -3,7 +3,7 @@
 Everything registers under mmengine's root registries, where mmdet3d, mmdet and mmseg all look.
 """
 
-from . import compat
+from . import _host, compat  # noqa: F401 - the first refuses another host
 from .backbone import GeoMIMSwin
 from .encoders import BEVFusionLSparseEncoder
 from .hooks import EncoderExportHook, ReconstructionPicturesHook, TeacherGuardHook

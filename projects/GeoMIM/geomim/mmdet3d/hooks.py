@@ -21,12 +21,12 @@ from mmengine.runner import Runner
 from torch import Tensor, nn
 
 from ..camera import CameraRig
-from ..checkpoint import export_encoder, save_atomically
+from ..checkpoint import check_encoder_layouts, write_encoders
 from ..depth import depth_maps
+from ..guard import TeacherGuard
 from .pictures import PanelConfig, reconstruction_panel
 
 _SEED = 0  # of what is drawn for a picture, so that pictures compare over time
-_WORDS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
@@ -139,28 +139,6 @@ def _pixel_statistics(preprocessor: nn.Module) -> Dict[str, Tuple[float, ...]]:
     return {name: tuple(value.flatten().tolist()) for name, value in found.items() if value is not None}
 
 
-def whole_teacher(teacher: nn.Module) -> nn.Module:
-    """The teacher with its ``detector`` as a child, which a teacher may hide from its parents' parameters and state."""
-    whole = nn.ModuleDict({'teacher': teacher})
-    detector = getattr(teacher, 'detector', None)
-    if isinstance(detector, nn.Module) and all(module is not detector for module in teacher.modules()):
-        whole['detector'] = detector
-    return whole
-
-
-def checksums(module: nn.Module) -> Dict[str, int]:
-    """Exact integer sum of the bits of every parameter and buffer; one device synchronisation."""
-    tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
-    sums = [words(tensor).sum(dtype=torch.int64) for tensor in tensors.values()]
-    return dict(zip(tensors, torch.stack(sums).tolist())) if sums else {}
-
-
-def words(tensor: Tensor) -> Tensor:
-    """The bits of a tensor, read as integers of its element size."""
-    flat = tensor.detach().flatten()
-    return flat.view(_WORDS[flat.element_size()])
-
-
 @HOOKS.register_module()
 class TeacherGuardHook(Hook):
     """Makes sure that the teacher is frozen, stays as it was loaded, and gives the raster of the student.
@@ -177,7 +155,7 @@ class TeacherGuardHook(Hook):
         if interval is not None and interval < 1:
             raise ValueError(f'TeacherGuardHook: interval must be at least 1 iteration, got {interval}')
         self.interval = interval
-        self._checksums: Dict[str, int] = {}
+        self._guard: Optional[TeacherGuard] = None
 
     def before_train(self, runner: Runner) -> None:
         """Check mode, gradients, optimizer and record; remember the weights."""
@@ -186,69 +164,31 @@ class TeacherGuardHook(Hook):
         if teacher is None:
             runner.logger.info('TeacherGuardHook: the model has no teacher, nothing to guard')
             return
-        _check_mode(teacher)
-        _check_frozen(whole_teacher(teacher), runner.optim_wrapper)
+        self._guard = TeacherGuard(teacher)
+        self._guard.check_mode()
+        optimizers = [wrapper.optimizer for wrapper in _wrappers(runner.optim_wrapper)]
+        self._guard.check_frozen(group for optimizer in optimizers for group in optimizer.param_groups)
         student = model.student.config
         teacher.record.check_student(student.view_transform.output_grid, student.target.channels)
-        self._checksums = checksums(whole_teacher(teacher))
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
         """Check the mode at an epoch's start: the loop has just called ``model.train()``."""
-        if batch_idx == 0 or (self.interval is not None and runner.iter % self.interval == 0):
-            _check_mode(getattr(unwrapped(runner.model), 'teacher', None))
+        due = batch_idx == 0 or (self.interval is not None and runner.iter % self.interval == 0)
+        if due and self._guard is not None:
+            self._guard.check_mode()
 
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Optional[dict] = None
     ) -> None:
         """Compare the weights, if an interval is set."""
-        if self.interval is not None and self.every_n_train_iters(runner, self.interval):
-            self._compare(runner)
+        due = self.interval is not None and self.every_n_train_iters(runner, self.interval)
+        if due and self._guard is not None:
+            self._guard.check_unchanged()
 
     def after_train_epoch(self, runner: Runner) -> None:
         """Compare the weights with those at the start."""
-        self._compare(runner)
-
-    def _compare(self, runner: Runner) -> None:
-        teacher = getattr(unwrapped(runner.model), 'teacher', None)
-        if teacher is None:
-            return
-        now = checksums(whole_teacher(teacher))
-        changed = [name for name in {**self._checksums, **now} if now.get(name) != self._checksums.get(name)]
-        if changed:
-            raise RuntimeError(
-                f'the teacher changed during training, first in {changed[0]} ({len(changed)} of {len(now)} tensors): '
-                'it must stay as loaded. Look for a hook or an optimizer that reaches it, or a module that keeps '
-                'statistics in evaluation mode'
-            )
-
-
-def _check_mode(teacher: Optional[nn.Module]) -> None:
-    if teacher is None:
-        return
-    # The empty name is the dictionary around the teacher.
-    training = [name for name, module in whole_teacher(teacher).named_modules() if name and module.training]
-    if training:
-        raise RuntimeError(
-            f'the teacher must be in evaluation mode, but {len(training)} of its modules are in training mode, first '
-            f'{training[0]}: call teacher.eval() after every model.train()'
-        )
-
-
-def _check_frozen(teacher: nn.Module, optim_wrapper: Any) -> None:
-    thawed = [name for name, parameter in teacher.named_parameters() if parameter.requires_grad]
-    if thawed:
-        raise RuntimeError(
-            f'the teacher must be frozen, but {len(thawed)} of its parameters require a gradient, first {thawed[0]}: '
-            'call teacher.requires_grad_(False)'
-        )
-    groups = [group for wrapper in _wrappers(optim_wrapper) for group in wrapper.optimizer.param_groups]
-    trained = {id(parameter) for group in groups for parameter in group['params']}
-    listed = [name for name, parameter in teacher.named_parameters() if id(parameter) in trained]
-    if listed:
-        raise RuntimeError(
-            f'{len(listed)} parameters of the teacher are in the optimizer, first {listed[0]}: keep the teacher out of '
-            'model.parameters(), or build the optimizer from the student alone'
-        )
+        if self._guard is not None:
+            self._guard.check_unchanged()
 
 
 def _wrappers(optim_wrapper: Any) -> List[Any]:
@@ -265,7 +205,7 @@ class EncoderExportHook(Hook):
         every_epoch: also after every epoch, over the same files.
 
     Raises:
-        ValueError: no layout, or one that is not known (when the hook first writes).
+        ValueError: no layout, or one that is not known.
     """
 
     priority = 'VERY_LOW'
@@ -273,9 +213,8 @@ class EncoderExportHook(Hook):
     def __init__(
         self, filename: str = 'encoder.pth', layouts: Sequence[str] = ('bevdet', 'mmdet'), every_epoch: bool = False
     ) -> None:
-        if not layouts:
-            raise ValueError("EncoderExportHook: layouts is empty; name at least one, such as 'bevdet'")
-        self.filename, self.layouts, self.every_epoch = filename, tuple(layouts), every_epoch
+        self.filename, self.every_epoch = filename, every_epoch
+        self.layouts = check_encoder_layouts(layouts, type(self).__name__)
 
     @master_only
     def after_train_epoch(self, runner: Runner) -> None:
@@ -289,10 +228,6 @@ class EncoderExportHook(Hook):
         self._write(runner)
 
     def _write(self, runner: Runner) -> None:
-        student = unwrapped(runner.model).student
-        state = {name: tensor.detach().cpu() for name, tensor in student.state_dict().items()}
-        name = Path(self.filename)
-        for layout in self.layouts:
-            path = Path(runner.work_dir) / name.with_name(f'{name.stem}_{layout}{name.suffix}')
-            save_atomically(export_encoder(state, layout), path)
+        written = write_encoders(unwrapped(runner.model).student, Path(runner.work_dir) / self.filename, self.layouts)
+        for layout, path in written.items():
             runner.logger.info(f'encoder for finetuning ({layout} layout): {path}')

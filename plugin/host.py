@@ -1,0 +1,65 @@
+"""The mmcv 1.x codebase that this process runs: its registries and helpers in one place, or an error that says what is missing."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+from types import ModuleType
+
+from torch import nn
+
+
+def _require(name: str) -> ModuleType:
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise ImportError(
+            f'geomim.plugin is for BEVDet codebases and cannot import their {name} ({error}): it needs mmcv-full 1.x, mmdet 2.x '
+            'and mmdet3d 0.x or 1.0. The core alone, import geomim, needs torch only'
+        ) from error
+
+
+def _refuse_mmengine() -> None:
+    version = str(_require('mmcv').__version__)
+    if int(version.split('.')[0]) >= 2:
+        raise ImportError(
+            f'geomim.plugin is for BEVDet codebases (mmcv 1.x), but this environment has mmcv {version}, which goes with mmengine: '
+            "for mmdet3d 1.x write custom_imports=dict(imports=['geomim.mmdet3d']) instead"
+        )
+
+
+_refuse_mmengine()
+_require('mmdet3d')
+
+from mmcv.parallel import is_module_wrapper  # noqa: E402
+from mmcv.runner import HOOKS, OPTIMIZER_BUILDERS, get_dist_info  # noqa: E402
+from mmcv.utils.logging import logger_initialized  # noqa: E402
+from mmdet3d.models.builder import BACKBONES, DETECTORS  # noqa: E402
+
+try:
+    from mmdet3d.datasets.builder import PIPELINES
+except ImportError:  # before mmdet3d 1.0
+    from mmdet.datasets.builder import PIPELINES
+
+__all__ = [
+    'BACKBONES',
+    'DETECTORS',
+    'HOOKS',
+    'OPTIMIZER_BUILDERS',
+    'PIPELINES',
+    'get_dist_info',
+    'run_logger',
+    'unwrapped',
+]
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The model inside however many parallel wrappers, or the model itself."""
+    while is_module_wrapper(model):
+        model = model.module
+    return model
+
+
+def run_logger() -> logging.Logger:
+    """The logger that the run's own entry point set up, mmcv's where there is none."""
+    return logging.getLogger(next(iter(logger_initialized), 'mmcv'))

@@ -1,0 +1,135 @@
+"""GeoMIM pretraining as a detector of a BEVDet fork: student, teacher, losses, figures.
+
+Shape legend: B samples, N cameras, n images of all frames, M points, H x W pixels.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Dict, List, Optional, Sequence
+
+import torch
+from mmdet.models.detectors import BaseDetector
+from torch import Tensor
+
+from ..checkpoint import load_pretrained
+from ..config import config_from_dict
+from ..depth import depth_maps
+from ..measures import measure
+from ..pretrainer import GeoMIM, PretrainOutput
+from .host import DETECTORS, run_logger
+from .randomness import mask_generator
+from .rig import STEP, read_img_inputs
+
+EVALUATION_SEED = 0
+
+
+@DETECTORS.register_module()
+class GeoMIMPretrainer(BaseDetector):
+    """GeoMIM pretraining (arXiv 2303.11325) on the data of a BEVDet pipeline.
+
+    Args:
+        student: the student's sizes, see :func:`geomim.config.config_from_dict`.
+        teacher: config of a detector that turns point clouds into BEV maps, ``GeoMIMLidarTeacher``.
+        init_from: MixMAE or pretraining checkpoint that starts the student; random weights if None.
+        num_cams: N, as many as ``data_config.cams``.
+        mask_seed: the masks are a function of this seed, the iteration (see ``GeoMIMSeedHook``) and, unless
+            ``masks_per_rank`` is False, the rank.
+        init_cfg, pretrained, train_cfg, test_cfg: the fork's; not used.
+
+    Raises:
+        ValueError: sizes that do not fit each other, or a teacher whose grid is not the student's.
+    """
+
+    def __init__(
+        self,
+        student: Dict[str, Any],
+        teacher: Dict[str, Any],
+        init_from: Optional[str] = None,
+        num_cams: int = 6,
+        mask_seed: int = 0,
+        masks_per_rank: bool = True,
+        init_cfg: Optional[Dict[str, Any]] = None,
+        pretrained: Optional[str] = None,
+        train_cfg: Optional[Dict[str, Any]] = None,
+        test_cfg: Optional[Dict[str, Any]] = None,
+    ) -> None:
+        super().__init__(init_cfg)
+        config = config_from_dict(student)
+        self.student = GeoMIM(config)
+        self.teacher = DETECTORS.build(teacher)
+        self.teacher.record.check_student(config.view_transform.output_grid, config.target.channels)
+        self.init_from, self.num_cams = init_from, num_cams
+        self.mask_seed, self.masks_per_rank = mask_seed, masks_per_rank
+        self.iteration = 0
+
+    def init_weights(self) -> None:
+        """Load ``init_from`` into the student and report what was taken; the teacher loads its own checkpoint when built."""
+        if self.init_from is None:
+            run_logger().info('GeoMIM: no init_from, the student starts from random weights')
+            return
+        report = load_pretrained(self.student, self.init_from)
+        run_logger().info(f'GeoMIM: {report.describe()}')
+
+    def forward(self, return_loss: bool = True, **data: Any) -> Any:
+        """A batch of the fork's loader: losses, or with ``return_loss=False`` figures of each sample."""
+        if return_loss:
+            return self.forward_train(**data)
+        # a test loader wraps each entry in a list, one item an augmentation
+        unwrapped = {name: value[0] if _is_wrapped(name, value) else value for name, value in data.items()}
+        return self.simple_test(**unwrapped)
+
+    def forward_train(self, img_inputs: Sequence[Tensor], points: Any = None, **data: Any) -> Dict[str, Tensor]:
+        """Losses by name.
+
+        Args:
+            img_inputs: see :func:`~.rig.read_img_inputs`.
+            points: B clouds (M_b, F) in the augmented LiDAR frame, from the pipeline step ``GeoMIMLidarFrame``.
+            data: ``lidar2key`` (B, 4, 4) and, if depth was projected before, ``gt_depth`` (B, N, H, W) in metres, 0 = none;
+                other entries are not looked at.
+
+        Raises:
+            ValueError: entries that are absent or do not fit.
+        """
+        generator = mask_generator(self.mask_seed, self.iteration, self.masks_per_rank)
+        result = self.run_student(self._inputs(img_inputs, points, data), generator)
+        return dict(loss_reconstruction=result.reconstruction_loss, loss_depth=result.depth_loss)
+
+    def simple_test(self, img_inputs: Sequence[Tensor], points: Any = None, **data: Any) -> List[Dict[str, float]]:
+        """Figures of each sample, see :func:`geomim.measures.measure`; arguments as :meth:`forward_train`."""
+        inputs = self._inputs(img_inputs, points, data)
+        result = self.run_student(inputs, torch.Generator().manual_seed(EVALUATION_SEED))
+        figures = measure(inputs, result, self.student)
+        return [{name: float(values[index]) for name, values in figures.items()} for index in range(len(result.target))]
+
+    def run_student(self, inputs: Dict[str, Any], generator: Optional[torch.Generator] = None) -> PretrainOutput:
+        """One pass over images, rig, points and depth_map, with masks drawn from ``generator``."""
+        target_bev = self.teacher(inputs['points'])
+        depth = inputs['depth_map']
+        if depth is None:
+            depth = depth_maps(inputs['points'], inputs['rig'], self.student.config.view_transform.image_size)
+        masks = self.student.draw_masks(inputs['images'].device, generator)
+        return self.student(inputs['images'], inputs['rig'], target_bev, depth, masks)
+
+    def extract_feat(self, imgs: Tensor) -> Any:
+        """Encoder maps of images (B, 3, H, W), without masks."""
+        return self.student.encoder(imgs)
+
+    def aug_test(self, imgs: Any, img_metas: Any, **data: Any) -> None:
+        """There is no augmentation at test time."""
+        raise NotImplementedError('GeoMIMPretrainer measures the images as they are; leave out test-time augmentation')
+
+    def _inputs(self, img_inputs: Sequence[Tensor], points: Any, data: Dict[str, Any]) -> Dict[str, Any]:
+        if points is None:
+            raise ValueError(
+                'GeoMIMPretrainer: no points, from which the teacher makes the target: the pipeline needs LoadPointsFromFile and '
+                f"dict(type='{STEP}'), and 'points' and 'lidar2key' among the keys of Collect3D"
+            )
+        images, rig = read_img_inputs(img_inputs, data.get('lidar2key'), self.num_cams)
+        return dict(images=images, rig=rig, points=points, depth_map=data.get('gt_depth'))
+
+
+def _is_wrapped(name: str, value: Any) -> bool:
+    """Whether a test loader wrapped an entry: a list in a list, or a list of one tensor batch."""
+    if not isinstance(value, (list, tuple)) or len(value) != 1:
+        return False
+    return isinstance(value[0], (list, tuple)) or name not in ('points', 'img_metas')

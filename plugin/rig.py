@@ -1,0 +1,111 @@
+"""From a fork's ``img_inputs`` to the core's records, once, at the door.
+
+Shape legend: B samples, N cameras, T frames (the key frame first), n = N * T, H x W pixels. Metres, pixels.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, Sequence, Tuple
+
+import torch
+from torch import Tensor
+
+from ..camera import CameraRig, inverse
+
+_ENTRIES: Tuple[Tuple[str, Tuple[int, ...]], ...] = (
+    ('sensor2egos', (4, 4)),
+    ('ego2globals', (4, 4)),
+    ('intrins', (3, 3)),
+    ('post_rots', (3, 3)),
+    ('post_trans', (3,)),
+)
+STEP = 'GeoMIMLidarFrame'
+
+
+class SurroundInputs(NamedTuple):
+    """images: (B, N, 3, H, W), of the key frame; rig: their cameras, whose ``cam2lidar`` leads into the teacher's frame."""
+
+    images: Tensor
+    rig: CameraRig
+
+
+def read_img_inputs(img_inputs: Sequence[Any], lidar2key: Any, num_cams: int) -> SurroundInputs:
+    """The key frame of a batch.
+
+    Args:
+        img_inputs: imgs (B, n, 3, H, W), camera by camera; sensor2egos and ego2globals (B, n, 4, 4), intrins and post_rots
+            (B, n, 3, 3), post_trans (B, n, 3), frame by frame; bda (B, 3, 3) or (B, 4, 4).
+        lidar2key: (B, 4, 4) LiDAR to the ego frame of the first camera, from the pipeline step ``GeoMIMLidarFrame``.
+        num_cams: N.
+
+    Raises:
+        ValueError: an entry that is absent, of another shape, or not finite; names it.
+    """
+    if not isinstance(img_inputs, (list, tuple)) or len(img_inputs) != 7:
+        got = len(img_inputs) if isinstance(img_inputs, (list, tuple)) else type(img_inputs).__name__
+        raise ValueError(
+            'img_inputs must be the 7 entries imgs, sensor2egos, ego2globals, intrins, post_rots, post_trans, bda that '
+            f'PrepareImageInputs and LoadAnnotationsBEVDepth leave behind, got {got}'
+        )
+    images, *matrices, bda = img_inputs
+    batch, count = _check_images(images, num_cams)
+    for (name, shape), value in zip(_ENTRIES, matrices):
+        _check(name, value, (batch, count, *shape))
+    _check('bda', bda, (batch, *bda.shape[1:]) if tuple(bda.shape[1:]) == (4, 4) else (batch, 3, 3))
+    if lidar2key is None:
+        raise ValueError(
+            f"lidar2key is missing: put dict(type='{STEP}') behind LoadAnnotationsBEVDepth in the pipeline, and 'lidar2key' "
+            "and 'points' among the keys of Collect3D"
+        )
+    _check('lidar2key', lidar2key, (batch, 4, 4))
+    sensor2egos, ego2globals, intrins, post_rots, post_trans = (value[:, :num_cams] for value in matrices)
+    return SurroundInputs(
+        images.unflatten(1, (num_cams, count // num_cams))[:, :, 0] if count > num_cams else images,
+        CameraRig(
+            intrinsics=intrins,
+            cam2ego=sensor2egos,
+            cam2lidar=cameras_to_lidar(sensor2egos, ego2globals, lidar2key).to(sensor2egos.dtype),
+            img_aug=_homogeneous(post_rots, post_trans),
+            bev_aug=bda if bda.shape[-1] == 4 else _homogeneous(bda, bda.new_zeros(batch, 3)),
+        ),
+    )
+
+
+def cameras_to_lidar(sensor2egos: Tensor, ego2globals: Tensor, lidar2key: Tensor) -> Tensor:
+    """(B, N, 4, 4) in float64: each camera, by the ego pose of its own moment, to the LiDAR, by way of the first camera's
+    ego frame."""
+    to_global = ego2globals.double()
+    key2lidar = inverse(lidar2key.double())[:, None]
+    return key2lidar @ inverse(to_global[:, :1]) @ to_global @ sensor2egos.double()
+
+
+def _homogeneous(rotation: Tensor, translation: Tensor) -> Tensor:
+    """(..., 3, 3), (..., 3) -> (..., 4, 4)."""
+    matrix = torch.zeros(*rotation.shape[:-2], 4, 4, dtype=rotation.dtype, device=rotation.device)
+    matrix[..., :3, :3] = rotation
+    matrix[..., :3, 3] = translation
+    matrix[..., 3, 3] = 1
+    return matrix
+
+
+def _check_images(images: Tensor, num_cams: int) -> Tuple[int, int]:
+    """(B, n)."""
+    if images.dim() != 5 or images.shape[2] != 3:
+        raise ValueError(f'img_inputs: imgs has shape {tuple(images.shape)}, expected (B, n, 3, H, W)')
+    batch, count = images.shape[:2]
+    if count == 0 or count % num_cams:
+        raise ValueError(
+            f'img_inputs: imgs holds {count} images a sample, no multiple of the {num_cams} cameras: set num_cams of '
+            'GeoMIMPretrainer to the number of data_config.cams'
+        )
+    return batch, count
+
+
+def _check(name: str, value: Tensor, shape: Tuple[int, ...]) -> None:
+    if tuple(value.shape) != shape:
+        raise ValueError(f'img_inputs: {name} has shape {tuple(value.shape)}, expected {shape}')
+    if value.device.type == 'cpu' and not bool(torch.isfinite(value).all()):
+        bad = [tuple(place) for place in torch.nonzero(~torch.isfinite(value)).tolist()]
+        raise ValueError(
+            f'img_inputs: {name} has values that are not finite, first at {bad[0]}: look at that calibration'
+        )

@@ -1,0 +1,121 @@
+"""Layer-wise decay of the learning rate for finetuning a pretrained Swin (METHOD 7).
+
+The layers are counted from the images on: 0 the patch embedding and the position embedding, 1 the first block, ...,
+``sum(depths)`` the last one, and one more for everything behind the blocks: output norms, necks, heads. A patch merging
+belongs to the first block of the stage that it leads to.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
+
+from torch import nn
+
+_BACKBONES = ('img_backbone', 'backbone')
+_OPTIONS = ('decay_rate', 'num_layers', 'backbone')
+
+
+def swin_layer(name: str, depths: Sequence[int]) -> Optional[int]:
+    """The layer, 0 to ``sum(depths)``, of a Swin's parameter ``name`` (without the backbone's own), None behind them all."""
+    parts = name.split('.')
+    if parts[0] in ('patch_embed', 'absolute_pos_embed'):
+        return 0
+    if parts[0] != 'stages':
+        return None
+    stage = int(parts[1])
+    if parts[2] == 'downsample':
+        return sum(depths[: stage + 1]) + 1
+    return sum(depths[:stage]) + int(parts[3]) + 1
+
+
+@dataclass(frozen=True)
+class LayerDecay:
+    """One parameter group a layer and kind: learning rate ``lr * decay_rate ** (last layer - layer)``.
+
+    Vectors and biases get no weight decay, everything else does, position embedding and bias tables included, as in
+    the published runs.
+
+    Args:
+        decay_rate: factor from a layer to the one before, in (0, 1].
+        num_layers: blocks to count with; the backbone's own number by default.
+        backbone: name of the Swin inside the model; ``img_backbone`` or else ``backbone`` by default.
+        owner: how messages call what uses it.
+
+    Raises:
+        ValueError: a number out of range.
+    """
+
+    decay_rate: float
+    num_layers: Optional[int] = None
+    backbone: Optional[str] = None
+    owner: str = 'layer-wise decay'
+
+    def __post_init__(self) -> None:
+        if not 0 < self.decay_rate <= 1:
+            raise ValueError(f'{self.owner}: decay_rate must lie in (0, 1], got {self.decay_rate}')
+
+    @classmethod
+    def from_options(cls, options: Mapping[str, Any], owner: str) -> LayerDecay:
+        """From a config's ``paramwise_cfg``.
+
+        Raises:
+            ValueError: another option, or none for ``decay_rate``.
+        """
+        if set(options) - set(_OPTIONS) or 'decay_rate' not in options:
+            raise ValueError(
+                f'{owner}: paramwise_cfg needs decay_rate and may have {", ".join(_OPTIONS[1:])}; got {sorted(options)}'
+            )
+        return cls(**options, owner=owner)
+
+    def groups(self, model: nn.Module, lr: Optional[float], weight_decay: Optional[float]) -> List[Dict[str, Any]]:
+        """An optimizer's groups of the model's trainable parameters, those of the full learning rate first.
+
+        Args:
+            model: holds the Swin.
+            lr: of the last layer; most hosts log that of the first group.
+            weight_decay: of what is neither vector nor bias; None leaves it to the optimizer.
+
+        Raises:
+            ValueError: no ``lr``, a model without a Swin, or fewer layers than it has.
+        """
+        if lr is None:
+            raise ValueError(f'{self.owner}: the optimizer must name its lr, which the layers share out')
+        prefix, depths = self._swin(model)
+        blocks = self.num_layers or sum(depths)
+        if blocks < sum(depths):
+            raise ValueError(
+                f'{self.owner}: num_layers {blocks} is less than the {sum(depths)} blocks of {prefix[:-1]}'
+            )
+        groups: Dict[Tuple[int, bool], Dict[str, Any]] = {}
+        for name, parameter in model.named_parameters():
+            if not parameter.requires_grad:
+                continue
+            layer = swin_layer(name[len(prefix) :], depths) if name.startswith(prefix) else None
+            steps = 0 if layer is None else blocks + 1 - layer
+            flat = parameter.dim() <= 1 or name.endswith('.bias')
+            if (steps, flat) not in groups:
+                groups[steps, flat] = {'params': [], 'lr': lr * self.decay_rate**steps}
+                if flat or weight_decay is not None:
+                    groups[steps, flat]['weight_decay'] = 0.0 if flat else weight_decay
+            groups[steps, flat]['params'].append(parameter)
+        return [groups[key] for key in sorted(groups)]
+
+    def _swin(self, model: nn.Module) -> Tuple[str, List[int]]:
+        """Prefix of the Swin's parameters, and its blocks a stage."""
+        children = dict(model.named_children())
+        name = next((name for name in ((self.backbone,) if self.backbone else _BACKBONES) if name in children), None)
+        stages = getattr(children[name], 'stages', None) if name else None
+        if name is None or stages is None or not all(hasattr(stage, 'blocks') for stage in stages):
+            found = f'its {name} is a {type(children[name]).__name__}' if name else f'it has {sorted(children)}'
+            raise ValueError(
+                f'{self.owner}: {type(model).__name__} has no Swin under {self.backbone or " or ".join(_BACKBONES)}, with '
+                f'blocks in stages, to count layers in: {found}'
+            )
+        return name + '.', [len(stage.blocks) for stage in stages]
+
+
+def describe_groups(groups: Sequence[Mapping[str, Any]]) -> str:
+    """What a log says of the groups."""
+    rates = [group['lr'] for group in groups]
+    return f'{len(groups)} groups, learning rates {max(rates):.3g} down to {min(rates):.3g}'
