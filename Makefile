@@ -1,27 +1,31 @@
 # Thin calls into tools/. Every target sets up what it needs; the second time that takes a fraction of a second.
-# Variables: PYTHON, VENV, CORE_VENV; DATA and OUT for demo; ARGS for demo, pytest and the benchmark; BENCH names a benchmark.
+# Variables: PYTHON, VENV, BEVDET_VENV, CORE_VENV; DATA and OUT for demo; ARGS for demo, pytest and the benchmark; BENCH names a benchmark.
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-core lint format bench clean setup setup-core
+.PHONY: help demo test test-bevdet test-core lint format bench clean setup setup-bevdet setup-core
 
 ifndef PYTHON
 # run it, since a version manager's shim may exist and yet fail
 PYTHON := $(shell for p in python3.11 python3; do $$p -c '' 2>/dev/null </dev/null && { echo $$p; break; }; done)
 endif
 VENV ?= .venv
+BEVDET_VENV ?= .venv-bevdet
 CORE_VENV ?= .venv-core
 BENCH ?= bev_pool
 ARGS ?=
 
 help: ## this list
-	@sed -n 's/^\([a-z-]*\):[^#]*## /\1\t/p' $(MAKEFILE_LIST) | awk -F'\t' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@sed -n 's/^\([a-z-]*\):[^#]*## /\1\t/p' $(MAKEFILE_LIST) | awk -F'\t' '{printf "  make %-11s %s\n", $$1, $$2}'
 
 demo: setup ## world, teacher, pretraining, finetuning, report; DATA=nuscenes/root takes real data; results go to OUT
 	@$(VENV)/bin/python tools/demo.py $(if $(DATA),--data "$(DATA)") $(if $(OUT),--out "$(OUT)") $(ARGS)
 
 test: setup ## all tests
 	@$(VENV)/bin/python -m pytest $(ARGS)
+
+test-bevdet: setup-bevdet ## the core and the plugin under Python 3.8, torch 1.10, mmcv 1.x and mmdet3d 1.0.0rc4; skipped likewise
+	@if [ -x $(BEVDET_VENV)/bin/python ]; then $(BEVDET_VENV)/bin/python -m pytest tests/core tests/plugin $(ARGS); fi
 
 test-core: setup-core ## the core's tests under Python 3.8 and torch 1.10, skipped where there is no Python 3.8
 	@if [ -x $(CORE_VENV)/bin/python ]; then $(CORE_VENV)/bin/python -m pytest tests/core $(ARGS); fi
@@ -42,11 +46,15 @@ setup:
 	@$(if $(PYTHON),,$(error no working python3.11 or python3 found; name one with PYTHON=))
 	@$(PYTHON) tools/bootstrap.py --host mmdet3d --venv "$(VENV)"
 
+setup-bevdet:
+	@$(PYTHON) tools/bootstrap.py --host bevdet --venv "$(BEVDET_VENV)" || \
+		{ status=$$?; [ $$status -eq 3 ] && echo 'Skipped: the tests with mmcv 1.x, which need Python 3.8.' || exit $$status; }
+
 setup-core:
 	@$(PYTHON) tools/bootstrap.py --host core --venv "$(CORE_VENV)" || \
 		{ status=$$?; [ $$status -eq 3 ] && echo 'Skipped: the tests under Python 3.8.' || exit $$status; }
 
-clean: ## remove environments and build output; the cached mmcv wheel stays
-	rm -rf "$(VENV)" "$(VENV).log" "$(VENV).lock" "$(CORE_VENV)" "$(CORE_VENV).log" "$(CORE_VENV).lock"
+clean: ## remove environments and build output; the cached wheels stay
+	for venv in "$(VENV)" "$(BEVDET_VENV)" "$(CORE_VENV)"; do rm -rf "$$venv" "$$venv.log" "$$venv.lock"; done
 	rm -rf build dist projects/GeoMIM/*.egg-info *.egg-info .pytest_cache .mypy_cache .ruff_cache
 	find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +

@@ -1,8 +1,8 @@
 """Prepare a virtual environment for this project; the second call only checks that it is ready.
 
 Environment variables:
-  GEOMIM_TORCH   what to install as torch, as on pip's command line: a requirement such as 'torch==2.8.0' or a wheel's
-                 path (a CUDA build, say); default: the version in constraints/
+  GEOMIM_TORCH   what to install as torch for mmdet3d, as on pip's command line: a requirement such as 'torch==2.8.0'
+                 or a wheel's path (a CUDA build, say); default: the version in constraints/
   GEOMIM_SPCONV  the extra that names the spconv wheel, such as spconv-cu126; default: spconv (CPU)
   GEOMIM_CACHE   where built wheels are kept; default: $XDG_CACHE_HOME/geomim or ~/.cache/geomim
   MAX_JOBS       compilers run side by side while building mmcv
@@ -25,12 +25,11 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any, Dict, Iterator, NamedTuple, NoReturn, Optional, Sequence, Set, Tuple
+from typing import Any, Callable, Dict, Iterator, List, NamedTuple, NoReturn, Optional, Sequence, Set, Tuple
 
 VERSION = '1'
 ROOT = Path(__file__).resolve().parents[1]
-PINNED_PYTHON = '3.11'
-# pins that hold on every Python from 3.9 to 3.12; the other lines of the file exist for PINNED_PYTHON only
+# pins that hold on every Python from 3.9 to 3.12; the other lines of the file exist for a host's first Python only
 PORTABLE_PINS = (
     'mmcv', 'mmdet', 'mmdet3d', 'mmengine', 'nuscenes-devkit', 'numpy', 'opencv-python', 'opencv-python-headless',
     'spconv',
@@ -47,25 +46,51 @@ print(json.dumps(dict(
 class Host(NamedTuple):
     """What one host needs."""
 
-    pythons: Tuple[str, ...]  # the preferred one first
+    venv: str
+    pythons: Tuple[str, ...]  # the one that the constraints were tried on first
     constraints: Tuple[str, ...]
     extras: Tuple[str, ...]
     imports: str
-    with_mmcv: bool
+    torch: str = 'torch'  # torch and what must match it
+    mmcv: str = ''  # the package to compile, if any
+    setuptools: str = ''
+    packages: Tuple[str, ...] = ()  # installed beside the extras
+    on_gpu: bool = False  # torch may be exchanged and mmcv compiled with CUDA
 
 
 HOSTS = {
     'mmdet3d': Host(
+        venv='.venv',
         pythons=('3.11', '3.10', '3.12', '3.9'),
         constraints=('mmdet3d.txt', 'dev.txt'),
         extras=('mmdet3d', 'dev'),
         imports='mmcv.ops, mmdet3d, spconv.pytorch, geomim',
-        with_mmcv=True,
+        mmcv='mmcv',
+        setuptools='setuptools<81',
+        on_gpu=True,
+    ),
+    'bevdet': Host(
+        venv='.venv-bevdet',
+        pythons=('3.8',),
+        constraints=('bevdet.txt',),
+        extras=('test',),
+        imports='mmcv.ops, mmdet3d.apis, geomim',
+        torch='torch torchvision',
+        mmcv='mmcv-full',
+        setuptools='setuptools<60',
+        packages=('mmcv-full', 'mmdet', 'mmsegmentation', 'mmdet3d', 'nuscenes-devkit'),
     ),
     'core': Host(
-        pythons=('3.8',), constraints=('bevdet.txt',), extras=('test',), imports='torch, geomim', with_mmcv=False
+        venv='.venv-core',
+        pythons=('3.8',),
+        constraints=('bevdet.txt',),
+        extras=('test',),
+        imports='torch, geomim',
     ),
 }
+
+
+HOST_HELP = 'bevdet: mmcv 1.x and mmdet3d 1.0.0rc4 on torch 1.10, for tests; core: the core alone, on torch 1.10'
 
 
 class SetupError(Exception):
@@ -245,7 +270,7 @@ def fingerprint(name: str, python: Optional[str]) -> str:
     files = ['setup.py', 'pyproject.toml', *(f'constraints/{file}' for file in host.constraints)]
     facts = [
         VERSION, name, str(ROOT), python or (running if running in host.pythons else 'any'),
-        os.environ.get('GEOMIM_TORCH', ''), os.environ.get('GEOMIM_SPCONV', ''),
+        os.environ.get('GEOMIM_TORCH', ''), os.environ.get('GEOMIM_SPCONV', ''), *host.packages,
         ''.join(re.findall(r'^__version__.*$', init, re.MULTILINE)),
         str((ROOT / 'plugin/__init__.py').exists()),
         *((ROOT / file).read_text(encoding='utf-8') for file in files),
@@ -295,6 +320,11 @@ def create_venv(steps: Steps, venv: Path, python: str, version: str) -> str:
     return str(inside)
 
 
+def other_torch(host: Host) -> List[str]:
+    """What the user wants as torch instead of the pinned version."""
+    return shlex.split(os.environ.get('GEOMIM_TORCH', '')) if host.on_gpu else []
+
+
 def read_pins(host: Host) -> Dict[str, str]:
     """Package -> pinned line of the host's constraint files."""
     pins = {}
@@ -307,18 +337,17 @@ def read_pins(host: Host) -> Dict[str, str]:
 def write_constraints(host: Host, version: str, venv: Path) -> str:
     """The constraints that hold here: all pins on the Python they were tried on, the portable ones elsewhere."""
     pins = read_pins(host)
-    if host.with_mmcv and version != PINNED_PYTHON:
+    if version != host.pythons[0]:
         pins = {name: line for name, line in pins.items() if name in PORTABLE_PINS}
-        say(f'- Python {version}: only the pins of the mm packages apply; everything was tried on {PINNED_PYTHON}')
-    if os.environ.get('GEOMIM_TORCH'):
+        say(f'- Python {version}: only the pins of the mm packages apply; everything was tried on {host.pythons[0]}')
+    if other_torch(host):
         pins.pop('torch', None)
-    tools = ['setuptools<81'] if host.with_mmcv else []
     path = venv / 'geomim-constraints.txt'
-    path.write_text('\n'.join([*pins.values(), *tools]) + '\n', encoding='utf-8')
+    path.write_text('\n'.join([*pins.values(), host.setuptools]).rstrip() + '\n', encoding='utf-8')
     return str(path)
 
 
-# --------------------------------------------------------------------------------------------------------------- mmcv
+# ------------------------------------------------------------------------------------------------- wheels made here
 
 
 def cache_folder() -> Path:
@@ -344,52 +373,94 @@ def jobs() -> str:
     return str(max(1, min(os.cpu_count() or 1, memory // 2**31 or 1)))
 
 
-def mmcv_wheel(steps: Steps, python: str, version: str) -> Path:
-    """A compiled mmcv for exactly this torch and Python: from the cache, else built once and kept there."""
-    probe = subprocess.run([python, '-c', TORCH_PROBE], stdout=subprocess.PIPE, env=clean_environment(), check=True)
-    facts = json.loads(probe.stdout.decode())
-    cuda = facts['gpu'] and shutil.which('nvcc') is not None
-    if facts['gpu'] and not cuda:
-        say('- a GPU but no nvcc: mmcv gets its CPU operators only')
-    name = f'mmcv-{version}-torch-{facts["torch"]}-{facts["tag"]}-{facts["platform"]}' + ('-cuda' if cuda else '')
-    folder = cache_folder() / name
+def kept_wheel(package: str, key: str, build: Callable[[Path], Path]) -> Path:
+    """The wheel of `package` in the cache's folder `key`; the first time `build(folder)` makes it there."""
+    folder = cache_folder() / key
     folder.mkdir(parents=True, exist_ok=True)
-    with only_one(folder / 'lock', 'building mmcv'):
-        wheel = next(iter(sorted(folder.glob('mmcv-*.whl'))), None)
+    with only_one(folder / 'lock', f'building {package}'):
+        wheel = next(iter(sorted(folder.glob(f'{package.replace("-", "_")}-*.whl'))), None)
         if wheel is None:
-            if not facts['headers']:
-                raise SetupError('mmcv is built from source, but Python.h is missing (Debian and Ubuntu: python3-dev).')
-            wheel = build_mmcv(steps, python, version, folder, cuda)
-        else:
-            say(f'- mmcv {version}: wheel built earlier, {wheel}')
-    return wheel
+            return build(folder)
+        say(f'- {package}: wheel built earlier, {wheel}')
+        return wheel
 
 
-def build_mmcv(steps: Steps, python: str, version: str, folder: Path, cuda: bool) -> Path:
-    """Compile mmcv. Its source tree stays in the cache until the wheel is there, so that a build can be taken up again.
+def build_wheel(
+    steps: Steps,
+    python: str,
+    pin: str,
+    folder: Path,
+    title: str,
+    prepare: Callable[[Path], None] = lambda source: None,
+    **env: str,
+) -> Path:
+    """Turn the source of `pin` ('mmcv==2.1.0') into a wheel in `folder`.
 
-    pip's own cache of wheels is left out: it does not know which torch a wheel was compiled against.
+    The source tree, which `prepare` may change, stays there until the wheel is made, so that a build can be taken up
+    again. pip's own cache of wheels is left out: it knows neither the change nor which torch a wheel belongs to.
     """
-    env = {'MMCV_WITH_OPS': '1', 'FORCE_CUDA': '1' if cuda else '0', 'MAX_JOBS': os.environ.get('MAX_JOBS') or jobs()}
-    env.update(compilers(), **({} if cuda else {'CUDA_VISIBLE_DEVICES': ''}))
     # torch looks for ninja on PATH, and compiles file by file without it
     env['PATH'] = os.pathsep.join([str(Path(python).parent), os.environ.get('PATH', os.defpath)])
     common = ['--no-deps', '--no-build-isolation', '--no-cache-dir']
     pip = [python, '-m', 'pip']
-    source = folder / f'mmcv-{version}'
+    package = pin.partition('==')[0]
+    source = folder / pin.replace('==', '-')
     with tempfile.TemporaryDirectory(dir=str(folder)) as scratch:
         if not source.is_dir():
-            command = [*pip, 'download', *common, '--no-binary', 'mmcv', '-d', scratch, f'mmcv=={version}']
-            steps.run(f'source of mmcv {version}', command, **env)
-            shutil.unpack_archive(str(next(Path(scratch).glob('mmcv-*.tar.gz'))), scratch)
-            os.replace(str(Path(scratch) / f'mmcv-{version}'), str(source))
-        say(f'  mmcv {version} is compiled once: about 8 minutes on 2 cores. The wheel is kept in {folder}')
-        command = [*pip, '-v', 'wheel', *common, '-w', scratch, str(source)]
-        steps.run(f'compile mmcv {version} ({env["MAX_JOBS"]} jobs; interrupt and repeat as you like)', command, **env)
-        built = next(Path(scratch).glob('mmcv-*.whl'))
+            command = [*pip, 'download', *common, '--no-binary', package, '-d', scratch, pin]
+            steps.run(f'source of {pin}', command, **env)
+            archive = next(Path(scratch).glob('*.tar.gz'))
+            shutil.unpack_archive(str(archive), scratch)
+            tree = archive.with_name(archive.name[: -len('.tar.gz')])
+            prepare(tree)
+            os.replace(str(tree), str(source))
+        steps.run(title, [*pip, '-v', 'wheel', *common, '-w', scratch, str(source)], **env)
+        built = next(Path(scratch).glob('*.whl'))
         os.replace(str(built), str(folder / built.name))
     shutil.rmtree(str(source), ignore_errors=True)
     return folder / built.name
+
+
+def mmcv_wheel(steps: Steps, python: str, host: Host, pin: str) -> Path:
+    """A compiled mmcv for exactly this torch and Python."""
+    probe = subprocess.run([python, '-c', TORCH_PROBE], stdout=subprocess.PIPE, env=clean_environment(), check=True)
+    facts = json.loads(probe.stdout.decode())
+    cuda = host.on_gpu and facts['gpu'] and shutil.which('nvcc') is not None
+    if facts['gpu'] and not cuda:
+        say(f'- {host.mmcv} gets its CPU operators only' + (': a GPU but no nvcc' if host.on_gpu else ''))
+
+    def build(folder: Path) -> Path:
+        if not facts['headers']:
+            raise SetupError('mmcv is built from source, but Python.h is missing (Debian and Ubuntu: python3-dev).')
+        say(f'  {pin} is compiled once: about 8 minutes on 2 cores. The wheel is kept in {folder}')
+        side_by_side = os.environ.get('MAX_JOBS') or jobs()
+        env = {'MMCV_WITH_OPS': '1', 'FORCE_CUDA': '1' if cuda else '0', 'MAX_JOBS': side_by_side}
+        env.update(compilers(), **({} if cuda else {'CUDA_VISIBLE_DEVICES': ''}))
+        title = f'compile {pin} ({side_by_side} jobs; interrupt and repeat as you like)'
+        return build_wheel(steps, python, pin, folder, title, **env)
+
+    name = pin.replace('==', '-')
+    key = f'{name}-torch-{facts["torch"]}-{facts["tag"]}-{facts["platform"]}' + ('-cuda' if cuda else '')
+    return kept_wheel(host.mmcv, key, build)
+
+
+def lift_bounds(source: Path) -> None:
+    """mmdet3d 1.0.0rc4 refuses the last mmcv 1.x, and asks for a numba and others that no numpy of these pins suits."""
+    init, requirements = source / 'mmdet3d' / '__init__.py', source / 'requirements' / 'runtime.txt'
+    text, bound = init.read_text(), "mmcv_maximum_version = '1.7.0'"
+    if bound not in text:
+        raise SetupError(f'{init} has no line "{bound}": constraints/bevdet.txt must name mmdet3d 1.0.0rc4.')
+    init.write_text(text.replace(bound, "mmcv_maximum_version = '1.7.2'"))
+    requirements.write_text(re.sub(r'(?m)^(networkx|numba|trimesh)\b.*$', r'\1', requirements.read_text()))
+
+
+def mmdet3d_wheel(steps: Steps, python: str, pin: str, mmcv_pin: str) -> Path:
+    """mmdet3d 1.0.0rc4, pure Python, that accepts the pinned mmcv."""
+
+    def build(folder: Path) -> Path:
+        return build_wheel(steps, python, pin, folder, f'wheel of {pin}', lift_bounds, CUDA_VISIBLE_DEVICES='')
+
+    return kept_wheel('mmdet3d', f'{pin}-{mmcv_pin}'.replace('==', '-'), build)
 
 
 # --------------------------------------------------------------------------------------------------------------- main
@@ -400,31 +471,34 @@ def install(name: str, venv: Path, wanted: Optional[str]) -> None:
     host = HOSTS[name]
     python, version = find_python(host, wanted)
     pins = read_pins(host)
-    if host.with_mmcv and not any(cache_folder().glob(f'{pins["mmcv"].replace("==", "-")}-torch-*/mmcv-*.whl')):
+    if host.mmcv and not any(cache_folder().glob(f'{pins[host.mmcv].replace("==", "-")}-torch-*/*.whl')):
         compilers()  # rather now than after the downloads
     steps = Steps(venv.with_name(venv.name + '.log'))
     inside = create_venv(steps, venv, python, version)
     constraints = write_constraints(host, version, venv)
     pip = [inside, '-m', 'pip', 'install', '-c', constraints]
-    pinned = pins['torch'] if version == PINNED_PYTHON or not host.with_mmcv else 'torch>=2.1,<2.14'
-    torch = shlex.split(os.environ.get('GEOMIM_TORCH', '')) or [pinned]
+    pinned = [pins[name] for name in host.torch.split()] if version == host.pythons[0] else ['torch>=2.1,<2.14']
+    torch = other_torch(host) or pinned
     steps.run(f'torch ({" ".join(torch)})', [*pip, *torch])
-    extras = list(host.extras)
-    if host.with_mmcv:
-        steps.run('build tools', [*pip, 'pip>=21.3', 'setuptools<81', 'wheel', 'ninja', 'numpy'])
-        wheel = mmcv_wheel(steps, inside, pins['mmcv'].partition('==')[2])
-        steps.run('mmcv', [*pip, '--no-deps', '--force-reinstall', str(wheel)])
-        extras.append(os.environ.get('GEOMIM_SPCONV') or 'spconv')
-    else:
+    if not host.mmcv:
         steps.run('build tools', [*pip, 'pip>=21.3', pins['numpy']])
-    steps.run(f'geomim with {", ".join(extras)}', [*pip, '-e', f'{ROOT}[{",".join(extras)}]'])
+    else:
+        steps.run('build tools', [*pip, 'pip>=21.3', host.setuptools, 'wheel', 'ninja', 'numpy'])
+        wheels = [mmcv_wheel(steps, inside, host, pins[host.mmcv])]
+        if 'mmdet3d' in host.packages:
+            wheels.append(mmdet3d_wheel(steps, inside, pins['mmdet3d'], pins[host.mmcv]))
+        names = ' and '.join(wheel.name.partition('-')[0] for wheel in wheels)
+        steps.run(names, [*pip, '--no-deps', '--force-reinstall', *map(str, wheels)])
+    extras = [*host.extras, *([os.environ.get('GEOMIM_SPCONV') or 'spconv'] if 'spconv' in host.imports else [])]
+    title = f'geomim with {", ".join([*extras, *host.packages])}'
+    steps.run(title, [*pip, '-e', f'{ROOT}[{",".join(extras)}]', *host.packages])
     steps.run('check', [inside, '-c', f'import {host.imports}'])
 
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--host', choices=sorted(HOSTS), default='mmdet3d', help='core: the core alone, on torch 1.10')
-    parser.add_argument('--venv', type=Path, help='folder; default: .venv (mmdet3d) or .venv-core (core)')
+    parser.add_argument('--host', choices=sorted(HOSTS), default='mmdet3d', help=HOST_HELP)
+    parser.add_argument('--venv', type=Path, help='folder; default: .venv, .venv-bevdet or .venv-core')
     parser.add_argument('--python', help='interpreter to build on; default: the running one if it suits, else a search')
     parser.add_argument('--force', action='store_true', help='go through all steps even if everything looks ready')
     return parser.parse_args()
@@ -432,7 +506,7 @@ def parse_arguments() -> argparse.Namespace:
 
 def prepare(args: argparse.Namespace) -> None:
     """Leave at once if the stamp says that everything is installed, else install and write the stamp last."""
-    venv = (args.venv or ROOT / {'mmdet3d': '.venv', 'core': '.venv-core'}[args.host]).absolute()
+    venv = (args.venv or ROOT / HOSTS[args.host].venv).absolute()
     stamp, wanted = venv / '.geomim-ready', fingerprint(args.host, args.python)
     ready = stamp.is_file() and stamp.read_text(encoding='utf-8') == wanted and (venv / 'bin' / 'python').exists()
     if ready and not args.force:
