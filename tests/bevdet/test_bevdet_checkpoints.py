@@ -37,6 +37,7 @@ DESCRIPTIONS = {
     GEOMIM_BASE: 'BEVStereo4D on a Swin of GeoMIM, 6 tasks',
     'bevdet-swinb-4d-stereo-512x1408-cbgs-geomim': 'BEVStereo4D on a Swin of GeoMIM, 6 tasks',
     'bevdet-occ-r50-4d-stereo-24e': 'BEVStereo4DOCC on a ResNet',
+    'bevdet-occ-swinb-4d-stereo-512x1408-24e-geomim': 'BEVStereo4DOCC on a Swin of GeoMIM',
     'bevdet-occ-swinl-4d-stereo-512x1408-24e-geomim': 'BEVStereo4DOCC on a Swin of GeoMIM',
 }
 

@@ -53,6 +53,7 @@ def test_links_and_poses_are_those_of_the_tables(bevdet_world: Path) -> None:
             assert {key: info.pop(key) for key in ('scene_token', 'prev', 'next')} == {
                 key: sample[key] for key in ('scene_token', 'prev', 'next')
             }
+            assert info.pop('scene_name') == tables.get('scene', sample['scene_token'])['name']
             for channel, camera in info['images'].items():
                 pose = tables.get('ego_pose', tables.get('sample_data', sample['data'][channel])['ego_pose_token'])
                 matrix = np.array(camera.pop('ego2global'))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Dict, List, Set
 
@@ -14,7 +15,7 @@ from geomim.__main__ import main  # noqa: E402
 from geomim.commands.verify import verify_file  # noqa: E402
 from geomim.proofs.reference_file import ReferenceFile, Row  # noqa: E402
 
-FILES = ('bevdet', '4d', 'depth', 'stereo')
+FILES = ('bevdet', '4d', 'depth', 'stereo', 'occ')
 
 _rows: Dict[str, List[Row]] = {}
 
@@ -102,7 +103,30 @@ def test_images_that_make_no_whole_frames_are_an_error(reference_folder: Path, t
         verify_file(tmp_path / 'short.npz')
 
 
-def test_occupancy_is_refused(reference_folder: Path) -> None:
-    assert ReferenceFile(reference_folder / 'bevdet_occ.npz').config['model']['type'] == 'BEVStereo4DOCC'
-    with pytest.raises(ValueError, match="'BEVStereo4DOCC' is not supported"):
-        verify_file(reference_folder / 'bevdet_occ.npz')
+def test_changed_occupancy_is_noticed(reference_folder: Path, tmp_path: Path) -> None:
+    changed = {'out/occ_argmax', 'out/loss/loss_occ', 'out/bev_encoded'}
+    path = rewritten(reference_folder / 'bevdet_occ.npz', tmp_path / 'changed.npz', changed, 2)
+    assert {row.name for row in verify_file(path) if not row.passed} == changed
+
+
+def test_voxels_that_no_camera_sees_do_not_count(reference_folder: Path, tmp_path: Path) -> None:
+    with np.load(str(reference_folder / 'bevdet_occ.npz')) as archive:
+        arrays = {name: archive[name] for name in archive.files}
+    labels, seen = arrays['in/voxel_semantics'], arrays['in/mask_camera']
+    assert 0.1 < seen.mean() < 0.9
+    for where, differing in ((~seen, set()), (seen, {'out/loss/loss_occ'})):
+        arrays['in/voxel_semantics'] = np.where(where, (labels + 5) % 18, labels)
+        np.savez(str(tmp_path / 'others.npz'), **arrays)
+        assert {row.name for row in verify_file(tmp_path / 'others.npz') if not row.passed} == differing
+
+
+def test_another_detector_is_refused(reference_folder: Path, tmp_path: Path) -> None:
+    path = reference_folder / 'bevdet_bevdet.npz'
+    with np.load(str(path)) as archive:
+        arrays = {name: archive[name] for name in archive.files}
+    config = ReferenceFile(path).config
+    config['model']['type'] = 'CenterPoint'
+    arrays['meta/config'] = np.array(json.dumps(config))
+    np.savez(str(tmp_path / 'strange.npz'), **arrays)
+    with pytest.raises(ValueError, match="detector 'CenterPoint' is not supported; known are .*BEVStereo4DOCC"):
+        verify_file(tmp_path / 'strange.npz')

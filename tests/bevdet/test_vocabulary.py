@@ -65,10 +65,26 @@ def test_backbones_in_other_words() -> None:
     assert translated == dict(type='GeoMIMSwin', embed_dims=128, with_cp=False)
 
 
+def test_occupancy_in_other_words() -> None:
+    given = dict(
+        type='BEVStereo4DOCC',
+        img_backbone=dict(type='SwinTransformerBEVFT', with_cp=[2, 2, 0, 0]),
+        loss_occ=dict(type='CrossEntropyLoss', use_sigmoid=False, loss_weight=1.0),
+        use_mask=True,
+        class_wise=False,
+    )
+    assert translate_model(given) == dict(
+        type='BEVStereo4DOCC',
+        img_backbone=dict(type='GeoMIMSwin', with_cp=True),
+        loss_occ=dict(type='mmdet.CrossEntropyLoss', use_sigmoid=False, loss_weight=1.0),
+        use_mask=True,
+    )
+
+
 @pytest.mark.parametrize(
     'changes, message',
     [
-        (dict(type='BEVStereo4DOCC'), "'BEVStereo4DOCC' is not supported"),
+        (dict(type='BEVFusion'), "'BEVFusion' is not supported"),
         (dict(img_backbone=dict(type='VoVNet')), "'VoVNet' is not supported"),
         (dict(img_backbone=dict(type='SwinTransformerBEVFT', patch_norm=False)), 'has patch_norm=True, not False'),
         (dict(img_backbone=dict(type='SwinTransformerBEVFT', shift=True)), "unknown entry 'shift'"),

@@ -25,7 +25,7 @@ _TABLE, _INDEX = 'relative_position_bias_table', 'relative_position_index'
 _STAGE = re.compile(r'^img_backbone\.stages\.(\d+)\.')
 # Names that only one kind of detector has; the first match counts.
 DETECTOR_MARKS: Tuple[Tuple[str, str], ...] = (
-    ('BEVStereo4DOCC', 'predicter.'),
+    ('BEVStereo4DOCC', 'final_conv.'),
     ('BEVStereo4D', 'img_view_transformer.depth_net.cost_volumn_net.'),
     ('BEVDepth4D', 'img_view_transformer.depth_net.depth_conv.'),
     ('BEVDet4D', 'pre_process_net.'),

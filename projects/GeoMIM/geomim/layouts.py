@@ -22,6 +22,7 @@ from .windows import relative_position_index
 
 State = Dict[str, Tensor]
 LAYOUTS = ('geomim', 'reference', 'mixmae', 'bevdet', 'mmdet')
+ENCODER_LAYOUTS = ('bevdet', 'mmdet')
 
 # ours -> reference, by prefix; the first match counts.
 _BACKBONE = 'encoders.camera.backbone.'

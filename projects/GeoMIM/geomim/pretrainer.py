@@ -5,6 +5,7 @@ Shape legend: B samples, N cameras, K copies, H x W pixels, h x w cells at strid
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass, field
 from typing import List, Optional, Tuple
 
@@ -135,6 +136,7 @@ class GeoMIM(nn.Module):
         if masks is None:
             masks = self.draw_masks(images.device)
         self._check_masks(masks)
+        self._check_statistics(rig)
         target = normalise_patches(at_least_float32(target_bev), self.config.target.patch_size, self.config.target.eps)
         tokens = self.encode(images.flatten(0, 1), masks)
         semantic, geometry = self.decode(tokens, rig, masks)
@@ -172,6 +174,15 @@ class GeoMIM(nn.Module):
         if tuple(target_bev.shape) != wanted:
             raise ValueError(
                 f"the teacher's BEV map has shape {tuple(target_bev.shape)}, expected {wanted}: {grid.describe()}"
+            )
+
+    def _check_statistics(self, rig: CameraRig) -> None:
+        if self.training and rig.batch_size * rig.num_cams == 1:
+            warnings.warn(
+                'a training step on one camera of one sample: the camera gate normalises calibrations with the statistics '
+                'of the batch, which have no spread here, so it learns nothing of them and evaluation, which takes the '
+                'running statistics, differs from training; take two samples or more a step',
+                stacklevel=3,
             )
 
     def _check_masks(self, masks: Tensor) -> None:

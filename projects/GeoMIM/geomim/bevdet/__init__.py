@@ -7,21 +7,30 @@ from .. import mmdet3d  # noqa: F401  (the GeoMIM Swin, hooks, and the cures of 
 from .backbones import CustomResNet, CustomResNet3D, StereoShiftedSwin
 from .datasets import (
     BEVDET_CLASSES,
+    OCCUPANCY_CLASSES,
     BEVDetBEVAug,
     BEVDetCBGSDataset,
     BEVDetDataPreprocessor,
     BEVDetNuScenesDataset,
+    BEVMapIoU,
     BoxesToKeyEgo,
     EgoNuScenesMetric,
+    GridToLidarEgo,
     KeyFrameDepthMaps,
+    LoadBEVMapLabels,
+    LoadOccupancyLabels,
     LoadSurroundFrames,
+    OccupancyMetric,
     PackBEVDetInputs,
     SurroundFramesAug,
 )
 from .detectors import BEVDepth4D, BEVDet, BEVDet4D, BEVStereo4D
 from .frames import SurroundFrames
 from .head import BEVDetCenterHead
+from .map_head import BEVMapSegHead
+from .map_spec import MAP_CLASSES
 from .necks import FPN_LSS, LSSFPN3D, CustomFPN
+from .occupancy import BEVStereo4DOCC
 from .shifted_swin import ShiftedSwin
 from .training import LayerDecayOptimWrapperConstructor, RampedEMA, SequentialControlHook, SyncBNControlHook
 from .view_transformer import LSSViewTransformer, LSSViewTransformerBEVDepth, LSSViewTransformerBEVStereo
@@ -30,6 +39,8 @@ from .vocabulary import translate_model
 __all__ = [
     'BEVDET_CLASSES',
     'FPN_LSS',
+    'MAP_CLASSES',
+    'OCCUPANCY_CLASSES',
     'BEVDepth4D',
     'BEVDet',
     'BEVDet4D',
@@ -38,19 +49,26 @@ __all__ = [
     'BEVDetCenterHead',
     'BEVDetDataPreprocessor',
     'BEVDetNuScenesDataset',
+    'BEVMapIoU',
+    'BEVMapSegHead',
     'BEVStereo4D',
+    'BEVStereo4DOCC',
     'BoxesToKeyEgo',
     'CustomFPN',
     'CustomResNet',
     'CustomResNet3D',
     'EgoNuScenesMetric',
+    'GridToLidarEgo',
     'KeyFrameDepthMaps',
     'LSSFPN3D',
     'LSSViewTransformer',
     'LSSViewTransformerBEVDepth',
     'LSSViewTransformerBEVStereo',
     'LayerDecayOptimWrapperConstructor',
+    'LoadBEVMapLabels',
+    'LoadOccupancyLabels',
     'LoadSurroundFrames',
+    'OccupancyMetric',
     'PackBEVDetInputs',
     'RampedEMA',
     'SequentialControlHook',

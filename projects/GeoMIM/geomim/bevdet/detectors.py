@@ -53,7 +53,8 @@ class BEVDet(Base3DDetector):
         img_backbone, img_neck: images to feature maps.
         img_view_transformer: feature maps to BEV.
         img_bev_encoder_backbone, img_bev_encoder_neck: BEV to encoded BEV.
-        pts_bbox_head: encoded BEV to boxes; None builds a detector that has features only.
+        pts_bbox_head: encoded BEV to boxes; None builds a detector without boxes.
+        map_head: encoded BEV to a map, beside the boxes or alone; it is told the view transformer's cells.
         train_cfg, test_cfg: their ``pts`` goes to the head.
         data_preprocessor, init_cfg: as every mmdet3d detector.
     """
@@ -69,6 +70,7 @@ class BEVDet(Base3DDetector):
         img_bev_encoder_backbone: Config,
         img_bev_encoder_neck: Config,
         pts_bbox_head: Optional[Config] = None,
+        map_head: Optional[Config] = None,
         train_cfg: Optional[Config] = None,
         test_cfg: Optional[Config] = None,
         data_preprocessor: Optional[Config] = None,
@@ -83,34 +85,46 @@ class BEVDet(Base3DDetector):
         self.train_cfg, self.test_cfg = train_cfg, test_cfg
         if pts_bbox_head is not None:
             self.pts_bbox_head = HOST_MODELS.build(_head_config(pts_bbox_head, train_cfg, test_cfg))
+        if map_head is not None:
+            self.map_head = HOST_MODELS.build(dict(map_head, bev_grid=self.img_view_transformer.grid))
 
     def loss(
         self, batch_inputs_dict: Mapping[str, Tensor], batch_data_samples: Sequence, **_: Any
     ) -> Dict[str, Tensor]:
-        """Losses of the head and, where the detector learns depth, ``loss_depth``.
+        """Losses of the heads and, where the detector learns depth, ``loss_depth``.
 
         Args:
             batch_inputs_dict: the tensors of :class:`SurroundFrames` by name, and ``depth_map`` (B, N, H, W), metres, 0 = none, for the
                 detectors that learn depth.
-            batch_data_samples: B ``Det3DDataSample`` with ``gt_instances_3d`` in the augmented key ego frame.
+            batch_data_samples: B ``Det3DDataSample`` with ``gt_instances_3d`` in the augmented key ego frame for the boxes, ``gt_bev_map``
+                for the map.
 
         Raises:
             ValueError: inputs that are missing or do not fit.
         """
         features = self.extract_feat(batch_inputs_dict)
         losses = self.depth_losses(batch_inputs_dict, features.depth)
-        losses.update(self._head().loss([features.bev], batch_data_samples))
+        for head in self._heads():
+            losses.update(head.loss([features.bev], batch_data_samples))
         return losses
 
     def predict(self, batch_inputs_dict: Mapping[str, Tensor], batch_data_samples: Sequence, **_: Any) -> Sequence:
-        """The samples with ``pred_instances_3d`` in the augmented key ego frame."""
-        features = self.extract_feat(batch_inputs_dict)
-        results = self._head().predict([features.bev], batch_data_samples)
-        return self.add_pred_to_datasample(batch_data_samples, results)
+        """The samples with ``pred_instances_3d`` and ``pred_bev_map``, as there are heads, in the augmented key ego frame."""
+        bev = [self.extract_feat(batch_inputs_dict).bev]
+        for head in self._heads():
+            results = head.predict(bev, batch_data_samples)
+            if head is self._modules.get('map_head'):
+                for sample, found in zip(batch_data_samples, results):
+                    sample.pred_bev_map = found
+            else:
+                self.add_pred_to_datasample(batch_data_samples, results)
+        return batch_data_samples
 
     def _forward(self, batch_inputs_dict: Mapping[str, Tensor], data_samples: Optional[Sequence] = None) -> Any:
-        """Raw outputs of the head."""
-        return self._head()([self.extract_feat(batch_inputs_dict).bev])
+        """Raw outputs of the head; of two heads, the boxes' and the map's."""
+        bev = [self.extract_feat(batch_inputs_dict).bev]
+        outputs = tuple(head(bev) for head in self._heads())
+        return outputs if len(outputs) > 1 else outputs[0]
 
     def extract_feat(self, batch_inputs_dict: Mapping[str, Tensor]) -> SurroundFeatures:
         """Images and geometry to encoded BEV features.
@@ -156,10 +170,13 @@ class BEVDet(Base3DDetector):
             )
         return {'loss_depth': self.img_view_transformer.depth_loss(inputs['depth_map'], depth)}
 
-    def _head(self) -> torch.nn.Module:
-        if not hasattr(self, 'pts_bbox_head'):
-            raise ValueError(f'this {type(self).__name__} was built without pts_bbox_head and has no boxes')
-        return self.pts_bbox_head
+    def _heads(self) -> List[torch.nn.Module]:
+        heads = [getattr(self, name) for name in ('pts_bbox_head', 'map_head') if hasattr(self, name)]
+        if not heads:
+            raise ValueError(
+                f'this {type(self).__name__} was built without pts_bbox_head and map_head and has features only'
+            )
+        return heads
 
 
 @MODELS.register_module()

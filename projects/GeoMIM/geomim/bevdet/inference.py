@@ -214,6 +214,8 @@ def read_config(request: DetectionRequest) -> Config:
     absent = [key for key in ('model', 'test_dataloader', 'test_evaluator') if not config.get(key)]
     if absent:
         raise ValueError(f'{request.config} has no {", ".join(absent)}; take one of configs/mmdet3d/finetune')
+    if not config.model.get('pts_bbox_head'):
+        raise ValueError(f'{request.config}: a {config.model.get("type")} without pts_bbox_head has no boxes to detect')
     return config
 
 

@@ -1,8 +1,9 @@
 """``python -m geomim.bevdet.infos ROOT``: info files with what the BEVDet family needs beyond mmdet3d's own.
 
 To a copy of each of mmdet3d's info files (made first if need be) come, from the nuScenes tables: every sample's scene and
-the keyframes before and after it (``scene_token``, ``prev``, ``next``; an empty text where the scene ends), and the ego
-pose of every camera at its own time stamp (``images[camera]['ego2global']``). mmdet3d's dataset and metric read them too.
+the keyframes before and after it (``scene_token``, ``prev``, ``next``; an empty text where the scene ends), the scene's name
+(``scene_name``, by which Occ3D files its labels), and the ego pose of every camera at its own time stamp
+(``images[camera]['ego2global']``). mmdet3d's dataset and metric read them too.
 """
 
 from __future__ import annotations
@@ -59,12 +60,16 @@ def make_bevdet_infos(root: Path, out: Optional[Path] = None, version: str = '',
 
 
 def _read_tables(folder: Path, infos: Sequence[Mapping[str, Any]]) -> Tuple[Dict[str, Any], Dict[str, List[Any]]]:
-    """Rows of sample.json by token, and ego-to-global (4, 4) by the token of the camera's sample_data.
+    """Rows of sample.json by token, with their scenes' names, and ego-to-global (4, 4) by the token of the camera's sample_data.
 
     One table at a time: the full data set's sample_data and ego_pose hold millions of rows, of which few are kept.
     """
     wanted = {camera['sample_data_token'] for info in infos for camera in info['images'].values()}
-    samples = {row['token']: row for row in mmengine.load(str(folder / 'sample.json'))}
+    scenes = {row['token']: row['name'] for row in mmengine.load(str(folder / 'scene.json'))}
+    samples = {
+        row['token']: dict(row, scene_name=scenes.get(row['scene_token']))
+        for row in mmengine.load(str(folder / 'sample.json'))
+    }
     pose_of = {
         row['token']: row['ego_pose_token']
         for row in mmengine.load(str(folder / 'sample_data.json'))
@@ -97,7 +102,7 @@ def _extended(
                 f'{camera["sample_data_token"]} in sample_data.json and ego_pose.json'
             )
         images[name] = dict(camera, ego2global=pose)
-    return dict(info, images=images, **{key: row[key] for key in LINKS})
+    return dict(info, images=images, **{key: row[key] for key in (*LINKS, 'scene_name')})
 
 
 def main() -> None:

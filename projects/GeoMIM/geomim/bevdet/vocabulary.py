@@ -5,32 +5,16 @@ from __future__ import annotations
 import copy
 from typing import Any, Callable, Dict, Mapping, Optional
 
-DETECTORS = ('BEVDet', 'BEVDet4D', 'BEVDepth4D', 'BEVStereo4D')
+from ..backbone import backbone_arguments
+
+DETECTORS = ('BEVDet', 'BEVDet4D', 'BEVDepth4D', 'BEVStereo4D', 'BEVStereo4DOCC')
 _TORCHVISION = 'torchvision://'
-# What both GeoMIM Swins can be told. Of the rest, ours knows one value only.
-_GEOMIM_SWIN = (
-    'embed_dims', 'depths', 'num_heads', 'window_size', 'mlp_ratio', 'out_indices', 'pretrain_img_size', 'drop_path_rate',
-    'with_cp', 'return_stereo_feat', 'frozen_stages', 'init_cfg',
-)  # fmt: skip
-_GEOMIM_SWIN_FIXED: Dict[str, Any] = {
-    'patch_norm': True,
-    'use_abs_pos_embed': True,
-    'output_missing_index_as_none': False,
-    'patch_size': 4,
-    'in_channels': 3,
-    'strides': (4, 2, 2, 2),
-    'qkv_bias': True,
-    'qk_scale': None,
-    'drop_rate': 0.0,
-    'attn_drop_rate': 0.0,
-    'act_cfg': {'type': 'GELU'},
-    'norm_cfg': {'type': 'LN'},
-}
 _SHIFTED_SWIN = (
     'embed_dims', 'depths', 'num_heads', 'window_size', 'mlp_ratio', 'out_indices', 'pretrain_img_size', 'drop_path_rate',
     'with_cp', 'frozen_stages', 'init_cfg', 'patch_norm', 'use_abs_pos_embed', 'patch_size', 'in_channels', 'strides', 'qkv_bias',
     'qk_scale', 'drop_rate', 'attn_drop_rate', 'act_cfg', 'norm_cfg',
 )  # fmt: skip
+_WITHOUT_EFFECT = ('class_wise',)  # entries that the published detectors take and do not use
 _LOADING_ONLY = ('convert_weights', 'pretrain_style', 'pretrained')  # ours tell weights apart by their names
 
 
@@ -43,13 +27,13 @@ def head_config(entry: Mapping[str, Any]) -> Dict[str, Any]:
     config = copy.deepcopy(dict(entry))
     config['type'] = 'BEVDetCenterHead'
     for name in ('loss_cls', 'loss_bbox'):
-        if name in config and '.' not in config[name]['type']:
-            config[name]['type'] = f'mmdet.{config[name]["type"]}'
+        if name in config:
+            config[name] = _mmdet_loss(config[name])
     return config
 
 
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value
+def _mmdet_loss(entry: Mapping[str, Any]) -> Dict[str, Any]:
+    return dict(entry, type=entry['type'] if '.' in entry['type'] else f'mmdet.{entry["type"]}')
 
 
 def _resnet(config: Dict[str, Any]) -> Dict[str, Any]:
@@ -62,14 +46,8 @@ def _resnet(config: Dict[str, Any]) -> Dict[str, Any]:
 
 def _geomim_swin(config: Dict[str, Any]) -> Dict[str, Any]:
     """GeoMIMSwin, which has fewer switches: those at another value than its own are refused."""
-    for name in sorted(set(config) - {'type', *_GEOMIM_SWIN, *_LOADING_ONLY}):
-        if name not in _GEOMIM_SWIN_FIXED:
-            raise ValueError(f'img_backbone {config["type"]}: unknown entry {name!r}')
-        fixed = _GEOMIM_SWIN_FIXED[name]
-        if _plain(config[name]) != _plain(fixed):
-            raise ValueError(f'img_backbone {config["type"]}: GeoMIMSwin has {name}={fixed!r}, not {config[name]!r}')
-    translated = {name: config[name] for name in _GEOMIM_SWIN if name in config}
-    return {**translated, 'type': 'GeoMIMSwin'}
+    entries = {name: value for name, value in config.items() if name != 'type'}
+    return {**backbone_arguments(entries, f'img_backbone {config["type"]}'), 'type': 'GeoMIMSwin'}
 
 
 def _shifted_swin(config: Dict[str, Any]) -> Dict[str, Any]:
@@ -136,6 +114,8 @@ def translate_model(model: Mapping[str, Any]) -> Dict[str, Any]:
     config['img_backbone'] = _BACKBONES[backbone['type']](backbone)
     if config.get('pts_bbox_head') is not None:
         config['pts_bbox_head'] = _translate_head(config['pts_bbox_head'], config)
-    config.pop('train_cfg', None)
-    config.pop('test_cfg', None)
+    if config.get('loss_occ') is not None:
+        config['loss_occ'] = _mmdet_loss(config['loss_occ'])
+    for name in ('train_cfg', 'test_cfg', *_WITHOUT_EFFECT):
+        config.pop(name, None)
     return config

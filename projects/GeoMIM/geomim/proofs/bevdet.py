@@ -1,8 +1,8 @@
-"""Compare a detector with a reference file: BEV features, depth, encoded BEV, raw outputs, boxes, losses."""
+"""Compare a detector with a reference file: BEV features, depth, encoded BEV, raw outputs, boxes or occupancy, losses."""
 
 from __future__ import annotations
 
-from typing import Any, Callable, Dict, List
+from typing import Any, Callable, Dict, List, Mapping
 
 import torch
 from mmdet3d.registry import MODELS
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from .. import bevdet  # noqa: F401 - registers every part
 from ..bevdet.detectors import BEVDet
 from ..bevdet.frames import SurroundFrames
+from ..bevdet.occupancy import BEVStereo4DOCC
 from ..bevdet.vocabulary import translate_model
 from ..lift_splat import BEVFeatures
 from .bevdet_head import head_rows
@@ -57,10 +58,22 @@ def verify_bevdet(file: ReferenceFile) -> List[Row]:
     ours.update({f'depth_{index}': call.depth for index, call in enumerate(calls)})
     ours.update({f'loss/{name}': value for name, value in losses.items()})
     ours['bev_encoded'], ours['view_transform_calls'] = features.bev, torch.tensor(len(calls))
-    rows = head_rows(model.pts_bbox_head, features.bev, file)
+    rows: List[Row] = []
+    if isinstance(model, BEVStereo4DOCC):
+        ours.update(occupancy_outputs(model, features.bev, inputs))
+    else:
+        rows = head_rows(model.pts_bbox_head, features.bev, file)
     checked = {row.name for row in rows}
     others = {name: value for name, value in file.group('out/').items() if f'out/{name}' not in checked}
     return compare_all(ours, others, 'out/') + rows
+
+
+def occupancy_outputs(model: BEVStereo4DOCC, volume: Tensor, inputs: Mapping[str, Tensor]) -> Dict[str, Tensor]:
+    """The likeliest class of each voxel and the loss, of an encoded volume (1, C, Z, Y, X) and ``in/`` of the file."""
+    with torch.no_grad():
+        logits = model.occupancy_logits(volume)
+        loss = model.occupancy_loss(logits, inputs['voxel_semantics'], inputs['mask_camera'])
+    return {'occ_argmax': logits.argmax(dim=-1).squeeze(0), 'loss/loss_occ': loss}
 
 
 def _recorder(calls: List[BEVFeatures]) -> Callable[[nn.Module, Any, BEVFeatures], None]:

@@ -9,6 +9,7 @@ import numpy as np
 from .keyframe import KEYFRAME, Recipe
 from .labels import ATTRIBUTES, CATEGORIES, VISIBILITY
 from .layout import turn_z
+from .map_expansion import location
 from .rig import LIDAR, quaternion_of
 
 Row = Dict[str, Any]
@@ -93,7 +94,7 @@ class _SceneRows:
                 'logfile': self.recipe.logfile(self.index),
                 'vehicle': 'geomim',
                 'date_captured': _DAY,
-                'location': f'synthetic-{self.name}',
+                'location': location(self.recipe, self.index),
             }
         )
         tables['map'].append(

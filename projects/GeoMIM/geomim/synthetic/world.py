@@ -22,6 +22,7 @@ import numpy as np
 from ..checkpoint_io import atomic_path
 from .keyframe import Recipe, place_scene, write_keyframe
 from .labels import DETECTION
+from .map_expansion import build_expansion, expansion_path
 from .rig import build_rig, read_rig
 from .tables import build_tables
 
@@ -229,10 +230,14 @@ def _finish(staging: Path, recipe: Recipe) -> None:
         for index in range(len(recipe.scenes))
     ]
     tables = build_tables(recipe, parts)
+    shutil.rmtree(str(staging / 'maps'), ignore_errors=True)  # a killed process may have left half a map there
     for row, index in zip(tables['map'], range(len(recipe.scenes))):
         path = staging / row['filename']
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(cv2.imencode('.png', draw_map(recipe, index))[1].tobytes())
+        expansion = staging / expansion_path(recipe, index)
+        expansion.parent.mkdir(exist_ok=True)
+        _write_json(expansion, build_expansion(recipe, index))
     folder = staging / recipe.version
     shutil.rmtree(str(folder), ignore_errors=True)  # a killed process may have left half a table there
     folder.mkdir()

@@ -7,6 +7,7 @@ from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 import numpy as np
 from mmdet3d.datasets import CBGSDataset, NuScenesDataset
 from mmengine.dataset import BaseDataset
+from mmengine.fileio import join_path
 from mmengine.registry import DATASETS
 
 # The order of the published detectors' classes; mmdet3d's own differs
@@ -60,9 +61,11 @@ class BEVDetNuScenesDataset(NuScenesDataset):
         stereo: one more frame, the reference of the oldest one's stereo matching.
         use_valid_flag: boxes with at least one LiDAR or radar point (BEVDet), else with at least one LiDAR point.
         metainfo: as mmdet3d's; the default has the class order of the published detectors.
-        kwargs: of ``NuScenesDataset``; ``ann_file`` is made by ``python -m geomim.bevdet.infos``.
+        kwargs: of ``NuScenesDataset``; ``ann_file`` is made by ``python -m geomim.bevdet.infos``, ``data_prefix`` may have
+            ``occupancy``, the folder of Occ3D's labels.
 
     Writes:
+        occupancy_path: of each sample's labels.npz, with ``data_prefix=dict(occupancy='gts', ...)``.
         Each sample's ``past_frames``, from newest to oldest, dictionaries with token, scene_token, timestamp (seconds)
         and images as in the info file. Sweeps and two-dimensional boxes of the file are dropped to save memory.
 
@@ -98,7 +101,17 @@ class BEVDetNuScenesDataset(NuScenesDataset):
         if self.test_mode:
             kept.setdefault('instances', [])  # a recording without annotations
         parsed: Dict[str, Any] = super().parse_data_info(kept)
+        if 'occupancy' in self.data_prefix:
+            parsed['occupancy_path'] = self._occupancy_path(info)
         return parsed
+
+    def _occupancy_path(self, info: Mapping[str, Any]) -> str:
+        if info.get('scene_name') is None:
+            raise ValueError(
+                f'{self.ann_file}: sample {info["token"]} has no scene_name, by which occupancy labels are found; {MAKE_INFOS} '
+                '(--force replaces older ones)'
+            )
+        return join_path(self.data_prefix['occupancy'], info['scene_name'], info['token'], 'labels.npz')
 
     def load_data_list(self) -> List[Dict[str, Any]]:
         data_list: List[Dict[str, Any]] = super().load_data_list()

@@ -22,6 +22,7 @@ from ...mmdet3d.transforms import SurroundImageAug, warp_image
 from .boxes import transform_boxes
 from .data_config import BDAConfig, BEVDraw, DataConfig
 from .loading import frame_poses
+from .occupancy import as_element
 
 META_KEYS = (
     'sample_idx',
@@ -191,6 +192,9 @@ class PackBEVDetInputs(Pack3DDetInputs):
         keys: annotations to pack, any of mmdet3d's.
         meta_keys: what ``data_samples`` carry.
 
+    Writes:
+        gt_occupancy and gt_bev_map into ``data_samples``, if there are such labels.
+
     Returns (``inputs``):
         images (F, N, 3, H, W) uint8 BGR; sensor2ego, ego2global, img_aug (F, N, 4, 4), intrinsics (F, N, 3, 3), bev_aug
         (4, 4), float32; depth_map (N, H, W) float32, if there is one. The common frame that ``ego2global`` leads to is the
@@ -211,6 +215,10 @@ class PackBEVDetInputs(Pack3DDetInputs):
                 raise ValueError(f'{sample_name(results)}: PackBEVDetInputs goes after {writer}, no {key} is there')
         packed: Dict[str, Any] = super().pack_single_results(dict(results))
         packed['inputs'] = self._inputs(results)
+        if 'occupancy' in results:
+            packed['data_samples'].gt_occupancy = as_element(results['occupancy'])
+        if 'gt_bev_map' in results:
+            packed['data_samples'].gt_bev_map = results['gt_bev_map']
         return packed
 
     def _inputs(self, results: Mapping[str, Any]) -> Dict[str, Tensor]:
