@@ -111,15 +111,18 @@ def _pretrain_outputs(result: PretrainOutput, semantic: Tensor, geometry: Tensor
         'rec_loss': result.reconstruction_loss,
         'depth_loss': result.depth_loss,
     }
-    for copy, ordinal in zip(range(len(result.bev)), _ORDINALS):
-        named[f'bev_{ordinal}'] = result.bev[copy]
-        named[f'pred_{ordinal}'] = result.predictions[copy]
-        named[f'depth_loss_{ordinal}'] = result.depth_losses[copy]
+    for index, ordinal in zip(range(len(result.bev)), _ORDINALS):
+        named[f'bev_{ordinal}'] = result.bev[index]
+        named[f'pred_{ordinal}'] = result.predictions[index]
+        named[f'depth_loss_{ordinal}'] = result.depth_losses[index]
     return named
 
 
 def verify_pretrain(file: ReferenceFile) -> List[Row]:
-    """The whole pretraining step: outputs and losses in evaluation mode, then losses and every gradient in training mode."""
+    """The whole pretraining step: outputs and losses in evaluation mode, then losses and every gradient in training mode.
+
+    The training step is made in float64: rounding may turn a ReLU whose input is next to zero, and with it gradients by a percent.
+    """
     config = _pretrain_config(file.config)
     inputs = file.group('in/')
     model = GeoMIM(config)
@@ -133,11 +136,11 @@ def verify_pretrain(file: ReferenceFile) -> List[Row]:
         evaluated = model(*arguments)
         semantic, geometry = model.decode(model.encode(inputs['img'].flatten(0, 1), masks), rig, masks)
     ours = _pretrain_outputs(evaluated, semantic, geometry)
-    model.train()
-    trained = model(*arguments)
-    ours['train_rec_loss'], ours['train_depth_loss'] = trained.reconstruction_loss, trained.depth_loss
+    model.double().train()
+    trained = model(*(value.to(torch.float64) for value in arguments))
     (trained.reconstruction_loss + trained.depth_loss).backward()
-    gradients = {name: value.grad for name, value in model.named_parameters() if value.grad is not None}
+    ours['train_rec_loss'], ours['train_depth_loss'] = trained.reconstruction_loss.float(), trained.depth_loss.float()
+    gradients = {name: value.grad.float() for name, value in model.named_parameters() if value.grad is not None}
     gradients = _published_names(to_reference(gradients, config.view_transform), back=True)
     rows = compare_all(ours, file.group('out/'), 'out/')
     return rows + compare_all(gradients, file.group('grad/'), 'grad/', gradient=True)
