@@ -61,5 +61,7 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
 
 def run_logger() -> logging.Logger:
-    """The logger that the run's own entry point set up, mmcv's where there is none."""
-    return logging.getLogger(next(iter(logger_initialized), 'mmcv'))
+    """The logger that writes the run's log file, else the first that was set up, else mmcv's."""
+    loggers = [logging.getLogger(name) for name in logger_initialized] or [logging.getLogger('mmcv')]
+    to_file = (one for one in loggers if any(isinstance(handler, logging.FileHandler) for handler in one.handlers))
+    return next(to_file, loggers[0])

@@ -8,12 +8,13 @@ from __future__ import annotations
 from typing import Any, Dict, List, Optional, Sequence
 
 import torch
+from mmcv.runner import auto_fp16
 from mmdet.models.detectors import BaseDetector
 from torch import Tensor
 
 from ..checkpoint import load_pretrained
 from ..config import config_from_dict
-from ..depth import depth_maps
+from ..depth import check_points, depth_maps
 from ..measures import measure
 from ..pretrainer import GeoMIM, PretrainOutput
 from .host import DETECTORS, run_logger
@@ -32,8 +33,8 @@ class GeoMIMPretrainer(BaseDetector):
         teacher: config of a detector that turns point clouds into BEV maps, ``GeoMIMLidarTeacher``.
         init_from: MixMAE or pretraining checkpoint that starts the student; random weights if None.
         num_cams: N, as many as ``data_config.cams``.
-        mask_seed: the masks are a function of this seed, the iteration (see ``GeoMIMSeedHook``) and, unless
-            ``masks_per_rank`` is False, the rank.
+        mask_seed: where ``GeoMIMSeedHook`` tells the iteration, the masks are a function of this seed, the iteration and,
+            unless ``masks_per_rank`` is False, the rank; without the hook torch's own generator draws them.
         init_cfg, pretrained, train_cfg, test_cfg: the fork's; not used.
 
     Raises:
@@ -60,7 +61,7 @@ class GeoMIMPretrainer(BaseDetector):
         self.teacher.record.check_student(config.view_transform.output_grid, config.target.channels)
         self.init_from, self.num_cams = init_from, num_cams
         self.mask_seed, self.masks_per_rank = mask_seed, masks_per_rank
-        self.iteration = 0
+        self.iteration: Optional[int] = None
 
     def init_weights(self) -> None:
         """Load ``init_from`` into the student and report what was taken; the teacher loads its own checkpoint when built."""
@@ -70,8 +71,12 @@ class GeoMIMPretrainer(BaseDetector):
         report = load_pretrained(self.student, self.init_from)
         run_logger().info(f'GeoMIM: {report.describe()}')
 
+    @auto_fp16(apply_to=())
     def forward(self, return_loss: bool = True, **data: Any) -> Any:
-        """A batch of the fork's loader: losses, or with ``return_loss=False`` figures of each sample."""
+        """A batch of the fork's loader: losses, or with ``return_loss=False`` figures of each sample.
+
+        With the fork's ``fp16`` it runs under autocast; geometry and teacher stay in float32.
+        """
         if return_loss:
             return self.forward_train(**data)
         # a test loader wraps each entry in a list, one item an augmentation
@@ -90,7 +95,8 @@ class GeoMIMPretrainer(BaseDetector):
         Raises:
             ValueError: entries that are absent or do not fit.
         """
-        generator = mask_generator(self.mask_seed, self.iteration, self.masks_per_rank)
+        seeded = self.iteration is not None
+        generator = mask_generator(self.mask_seed, self.iteration, self.masks_per_rank) if seeded else None
         result = self.run_student(self._inputs(img_inputs, points, data), generator)
         return dict(loss_reconstruction=result.reconstruction_loss, loss_depth=result.depth_loss)
 
@@ -125,6 +131,10 @@ class GeoMIMPretrainer(BaseDetector):
                 f"dict(type='{STEP}'), and 'points' and 'lidar2key' among the keys of Collect3D"
             )
         images, rig = read_img_inputs(img_inputs, data.get('lidar2key'), self.num_cams)
+        if len(points) != len(images):
+            raise ValueError(f'GeoMIMPretrainer: {len(points)} point clouds for {len(images)} samples of images')
+        for sample, cloud in enumerate(points):
+            check_points(cloud, f'points of sample {sample}')
         return dict(images=images, rig=rig, points=points, depth_map=data.get('gt_depth'))
 
 

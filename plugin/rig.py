@@ -5,7 +5,7 @@ Shape legend: B samples, N cameras, T frames (the key frame first), n = N * T, H
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, Sequence, Tuple
+from typing import Any, Mapping, NamedTuple, Sequence, Tuple
 
 import torch
 from torch import Tensor
@@ -50,14 +50,16 @@ def read_img_inputs(img_inputs: Sequence[Any], lidar2key: Any, num_cams: int) ->
     images, *matrices, bda = img_inputs
     batch, count = _check_images(images, num_cams)
     for (name, shape), value in zip(_ENTRIES, matrices):
-        _check(name, value, (batch, count, *shape))
-    _check('bda', bda, (batch, *bda.shape[1:]) if tuple(bda.shape[1:]) == (4, 4) else (batch, 3, 3))
+        _check_shape(name, value, (batch, count, *shape))
+    _check_shape('bda', bda, (batch, *bda.shape[1:]) if tuple(bda.shape[1:]) == (4, 4) else (batch, 3, 3))
     if lidar2key is None:
         raise ValueError(
             f"lidar2key is missing: put dict(type='{STEP}') behind LoadAnnotationsBEVDepth in the pipeline, and 'lidar2key' "
             "and 'points' among the keys of Collect3D"
         )
-    _check('lidar2key', lidar2key, (batch, 4, 4))
+    _check_shape('lidar2key', lidar2key, (batch, 4, 4))
+    names = ('imgs', *(name for name, _ in _ENTRIES), 'bda', 'lidar2key')
+    _check_values(dict(zip(names, (images, *matrices, bda, lidar2key))))
     sensor2egos, ego2globals, intrins, post_rots, post_trans = (value[:, :num_cams] for value in matrices)
     return SurroundInputs(
         images.unflatten(1, (num_cams, count // num_cams))[:, :, 0] if count > num_cams else images,
@@ -101,11 +103,25 @@ def _check_images(images: Tensor, num_cams: int) -> Tuple[int, int]:
     return batch, count
 
 
-def _check(name: str, value: Tensor, shape: Tuple[int, ...]) -> None:
+def _check_shape(name: str, value: Tensor, shape: Tuple[int, ...]) -> None:
     if tuple(value.shape) != shape:
         raise ValueError(f'img_inputs: {name} has shape {tuple(value.shape)}, expected {shape}')
-    if value.device.type == 'cpu' and not bool(torch.isfinite(value).all()):
-        bad = [tuple(place) for place in torch.nonzero(~torch.isfinite(value)).tolist()]
+
+
+def _check_values(entries: Mapping[str, Tensor]) -> None:
+    """Raise ``ValueError`` for a value that is not finite or a focal length that is not positive; waits for the device once."""
+    focal = entries['intrins'][..., (0, 1), (0, 1)]
+    sound = torch.stack([*(torch.isfinite(value).all() for value in entries.values()), (focal > 0).all()]).tolist()
+    for (name, value), fine in zip(entries.items(), sound):
+        if not fine:
+            place = torch.nonzero(~torch.isfinite(value))[0].tolist()
+            raise ValueError(
+                f'img_inputs: {name} has values that are not finite, the first, {value[tuple(place)].item()}, at {place}: '
+                'look at what the loader read there'
+            )
+    if not sound[-1]:
+        place = torch.nonzero(focal <= 0)[0].tolist()
         raise ValueError(
-            f'img_inputs: {name} has values that are not finite, first at {bad[0]}: look at that calibration'
+            f'img_inputs: intrins has a focal length of {focal[tuple(place)].item()} pixels in sample {place[0]}, image '
+            f'{place[1]}; it must be positive'
         )

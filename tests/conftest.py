@@ -159,6 +159,20 @@ def pretraining_inputs(config: GeoMIMConfig, rig: CameraRig, copies: int = 2, se
     }
 
 
+def config_entries(config: GeoMIMConfig) -> Dict[str, Any]:
+    """The nested dictionary that a configuration file would hold for ``config``."""
+    view = {name: value for name, value in vars(config.view_transform).items() if name not in ('grid', 'depth_bins')}
+    grid, bins = config.view_transform.grid, config.view_transform.depth_bins
+    parts = {name: dict(vars(getattr(config, name))) for name in ('encoder', 'decoder', 'target')}
+    view.update(vars(grid), depth_bound=(bins.lower, bins.upper, bins.step))
+    return {**vars(config), **parts, 'view_transform': view}
+
+
+@pytest.fixture(scope='session')
+def as_entries() -> Callable[[GeoMIMConfig], Dict[str, Any]]:
+    return config_entries
+
+
 @pytest.fixture(scope='session')
 def make_rig() -> Callable[..., CameraRig]:
     return ring_rig

@@ -256,3 +256,19 @@ def test_a_map_beside_boxes(bevdet_world: Path) -> None:
     assert sample.pred_bev_map.data.shape == (5, 100, 100)
     assert len(sample.pred_instances_3d.scores_3d) == len(sample.pred_instances_3d.bboxes_3d)
     assert sample.gt_bev_map.data.any()
+
+
+def test_the_manuals_lines_put_a_map_beside_boxes(bevdet_world: Path, tmp_path: Path, repository: Path) -> None:
+    text = (repository / 'docs' / 'map_segmentation.md').read_text(encoding='utf-8')
+    lines = text.split('```python\n')[1].split('```')[0].replace('path/to/', f'{repository}/')
+    (tmp_path / 'mine.py').write_text(lines)
+    config = Config.fromfile(tmp_path / 'mine.py', import_custom_modules=False)
+    model = build(config)
+    assert model.map_head.spec == MapSpec.create()
+    assert hasattr(model, 'pts_bbox_head')
+    assert [entry.type for entry in config.val_evaluator] == ['EgoNuScenesMetric', 'BEVMapIoU']
+    for split in ('train', 'val'):
+        data = batch(config, bevdet_world, split)
+        sample = data['data_samples'][0]
+        assert sample.gt_bev_map.data.shape == model.map_head.spec.shape
+        assert sample.metainfo['lidar2key_ego'].shape == (4, 4)

@@ -229,7 +229,9 @@ def street(root: Path, data: Any, index: int, bev_aug: np.ndarray, grid: BEVGrid
 
 
 @pytest.mark.parametrize(
-    'bda', [None, fixed(flip_x=True), fixed(20.0, 1.05, flip_y=True), fixed(-22.0, 0.95, True, True)], ids=str
+    'bda',
+    [None, fixed(flip_x=True), fixed(20.0, 1.05, flip_y=True), fixed(-22.0, 0.95, True, True)],
+    ids=['plain', 'mirrored', 'turned', 'both'],
 )
 def test_labels_are_those_of_the_street(
     make_dataset: Build, bevdet_pipeline: Build, bevdet_world: Path, bda: Optional[Dict[str, Any]]
@@ -272,7 +274,7 @@ def sampled(labels: np.ndarray, points: np.ndarray) -> Tuple[np.ndarray, np.ndar
 
 def test_boxes_and_labels_move_alike(make_dataset: Build, bevdet_pipeline: Build, bevdet_world: Path) -> None:
     found = []
-    for bda in (fixed(), fixed(20.0, 1.05, flip_x=True)):
+    for bda in (fixed(), fixed(20.0, 1.05, flip_x=True, flip_y=True)):
         sample = make_dataset('train', pipeline=steps(bevdet_pipeline, bevdet_world, bda, map_grid=GRID))[1]
         boxes = sample['data_samples'].gt_instances_3d.bboxes_3d.gravity_center.numpy()
         found.append(sampled(labels_of(sample), boxes[:, :2]))

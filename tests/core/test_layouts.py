@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from geomim import GeoMIM, GeoMIMConfig, SwinConfig
+from geomim.checkpoint import load_pretrained
 from geomim.decoder import DecoderConfig
 from geomim.layouts import (
     LAYOUTS,
@@ -135,6 +136,18 @@ def test_a_student_inside_another_model_is_found(make_config: Make, make_model: 
     assert detect_layout(wrapped) == 'geomim'
     assert_same_state(to_geomim(wrapped, 'geomim'), state)
     assert_same_state(export_encoder(wrapped), export_encoder(state))
+
+
+def test_constants_that_a_host_stores_too_are_left_out(make_config: Make, make_model: Make) -> None:
+    """mmcv 1.x's runner writes every buffer, those too that torch leaves out of a state dict."""
+    model = make_model(make_config())
+    state = model.state_dict()
+    everything = {**dict(model.named_buffers()), **state}
+    assert len(everything) > len(state)
+    stored = {f'student.{name}': value for name, value in everything.items()}
+    assert_same_state(to_geomim(stored, 'geomim'), state)
+    report = load_pretrained(make_model(make_config()), stored)
+    assert report.unused == report.missing == ()
 
 
 def test_bevdet_detectors_hold_the_encoder_under_img_backbone(make_config: Make, make_model: Make) -> None:

@@ -17,12 +17,11 @@ spconv = pytest.importorskip('spconv.pytorch')
 from mmdet3d.models.middle_encoders import SparseEncoder  # noqa: E402
 
 from geomim.mmdet3d.encoders import BEVFusionLSparseEncoder  # noqa: E402
-from geomim.mmdet3d.sparse import (  # noqa: E402
-    SparseOnCPUHook,
+from geomim.mmdet3d.sparse import SparseOnCPUHook, share_indices  # noqa: E402
+from geomim.sparse_kernels import (  # noqa: E402
     draw_weights,
     kernel_order,
     reorder_kernels,
-    share_indices,
     single_threaded,
     sparse_convolutions,
     turned,

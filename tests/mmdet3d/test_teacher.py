@@ -25,7 +25,7 @@ from geomim.mmdet3d.teacher import (
     TeacherRecord,
     expected_cell,
 )
-from geomim.mmdet3d.teacher_probe import lit_cell, measure_grid, object_points
+from geomim.teacher_probe import lit_cell, measure_grid, object_points
 
 from .teacher_zoo import CONFIGS, KINDS, ORDERS, X_BOUND, Y_BOUND, detector, near, sparse_encoder, teacher_config
 

@@ -17,9 +17,9 @@ pytest.importorskip('spconv.pytorch')
 
 from mmengine.logging import MessageHub
 
-from geomim.mmdet3d.sparse import sparse_convolutions, turned
 from geomim.mmdet3d.teacher import LidarTeacher
-from geomim.mmdet3d.teacher_probe import object_points
+from geomim.sparse_kernels import sparse_convolutions, turned
+from geomim.teacher_probe import object_points
 
 from .teacher_zoo import teacher_config
 

@@ -1,7 +1,7 @@
 """Runs a BEVDet checkout's stereo detector with its own Swin and with ours, in a process of its own; prints the largest
 differences, each divided by the largest value, as JSON. ``control`` is that of a backbone with one table changed.
 
-python swin_in_checkout.py CONFIG ENCODER HEIGHT WIDTH    (in the checkout's root, which is on PYTHONPATH)
+python in_checkout.py swin_in_checkout.py CONFIG ENCODER HEIGHT WIDTH    (in the checkout's root, which is on PYTHONPATH)
 """
 
 from __future__ import annotations
@@ -9,27 +9,10 @@ from __future__ import annotations
 import copy
 import json
 import sys
-from types import ModuleType
 from typing import Any, Dict, List, Sequence, Tuple
 
 import torch
 from torch import Tensor
-
-EXTENSION = 'mmdet3d.ops.bev_pool_v2.bev_pool_v2_ext'
-
-
-def replace_extension() -> None:
-    """The pooling that the checkout compiles for CUDA."""
-
-    def forward(
-        depth: Tensor, feat: Tensor, out: Tensor, of_depth: Tensor, of_feat: Tensor, of_bev: Tensor, *_: Any
-    ) -> None:
-        weighted = depth.flatten()[of_depth.long(), None] * feat.reshape(-1, feat.shape[-1])[of_feat.long()]
-        out.view(-1, out.shape[-1]).index_add_(0, of_bev.long(), weighted)
-
-    module = ModuleType(EXTENSION)
-    module.bev_pool_v2_forward = forward
-    sys.modules[EXTENSION] = module
 
 
 def difference(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> float:
@@ -99,7 +82,6 @@ def detector(config: Any, backbone: Dict[str, Any], size: Tuple[int, int]) -> An
 
 def main() -> None:
     path, encoder, size = sys.argv[1], sys.argv[2], (int(sys.argv[3]), int(sys.argv[4]))
-    replace_extension()
     from mmcv import Config
 
     config = Config.fromfile(path)

@@ -20,6 +20,7 @@ from torch import Tensor
 
 import geomim.plugin as plugin
 from geomim.backbone import SwinBackbone
+from geomim.layouts import export_encoder
 
 SIZES: Dict[str, Any] = dict(
     embed_dims=8, depths=(1, 1, 2, 1), num_heads=(1, 2, 2, 4), window_size=(4, 4, 3, 2), pretrain_img_size=32
@@ -160,15 +161,15 @@ def test_takes_the_place_of_a_checkouts_swin(tmp_path: Path) -> None:
     if not place:
         pytest.skip('set GEOMIM_BEVDET_CHECKOUT to a BEVDet checkout with configs/bevdet_geomim')
     encoder = SwinBackbone(window_size=(14, 14, 14, 7))
-    for parameter in encoder.parameters():
-        if parameter.dim() == 1:
-            parameter.data.add_(torch.randn_like(parameter) * 0.05)
+    for name, parameter in encoder.named_parameters():
+        if parameter.dim() == 1 or name.endswith('bias_table'):  # these start as zeros, ones, or next to zero
+            parameter.data.add_(torch.randn_like(parameter) * (0.05 if parameter.dim() == 1 else 0.5))
     state = {f'encoder.{name}': value for name, value in encoder.state_dict().items()}
     torch.save(export_encoder(state, 'bevdet'), tmp_path / 'encoder.pth')
-    script = Path(__file__).with_name('swin_in_checkout.py')
+    scripts = [str(Path(__file__).with_name(name)) for name in ('in_checkout.py', 'swin_in_checkout.py')]
     config = 'configs/bevdet_geomim/bevdet-swinb-4d-stereo-256x704-cbgs-geomim.py'
     done = subprocess.run(
-        [sys.executable, '-W', 'ignore', str(script), config, str(tmp_path / 'encoder.pth'), '128', '256'],
+        [sys.executable, '-W', 'ignore', *scripts, config, str(tmp_path / 'encoder.pth'), '128', '256'],
         cwd=place,
         env={**os.environ, 'PYTHONPATH': place, 'OMP_NUM_THREADS': '1'},
         capture_output=True,

@@ -163,6 +163,7 @@ def test_all_files_are_there_and_all_that_is_there_is_referred_to(tables: Any, s
         for sample in reader.sample:
             scene = reader.get('scene', sample['scene_token'])['name']
             named.add(f'gts/{scene}/{sample["token"]}/labels.npz')
+        named |= {f'maps/expansion/{log["location"]}.json' for log in reader.log}
         present = {path.relative_to(root).as_posix() for path in root.rglob('*') if path.is_file()}
         assert present == named
         for row in reader.sample_data:

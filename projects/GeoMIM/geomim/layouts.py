@@ -66,6 +66,11 @@ MIXMAE_PATTERNS: Tuple[Tuple[str, str], ...] = (
 )
 MIXMAE_NOT_TAKEN = ('norm.', 'head.', 'decoder_embed.', 'decoder_pred.')
 _CONSTANTS = ('relative_position_index', 'attn_mask', 'num_batches_tracked')
+# Our own constants: in no state dict of torch, but mmcv 1.x's runner stores every buffer.
+_OUR_CONSTANTS = (
+    'relative_position_index',
+    *(f'view_transform.{name}' for name in ('pixels', 'depths', 'lower', 'step')),
+)
 _GEOMETRY_CONSTANTS = tuple(_VTRANSFORM + name for name in ('dx', 'bx', 'nx', 'frustum'))
 
 
@@ -86,7 +91,7 @@ def detect_layout(names: Iterable[str]) -> Optional[str]:
 
 def is_derived(name: str) -> bool:
     """Whether a stored tensor is a constant that follows from the sizes (window indices, attention masks, grid, frustum)."""
-    return name.endswith(_CONSTANTS) or name in _GEOMETRY_CONSTANTS
+    return name.endswith((*_CONSTANTS, *_OUR_CONSTANTS)) or name in _GEOMETRY_CONSTANTS
 
 
 def strip_prefix(state: State, prefix: str) -> State:
@@ -228,7 +233,8 @@ def from_encoder(state: State) -> State:
 def to_geomim(state: State, layout: str, trunk_cross_views: int = 2) -> State:
     """Any layout -> our names; ``trunk_cross_views`` as in :func:`from_reference`."""
     if layout == 'geomim':
-        return strip_prefix(state, 'student.')
+        stripped = strip_prefix(state, 'student.')
+        return {name: value for name, value in stripped.items() if not name.endswith(_OUR_CONSTANTS)}
     if layout == 'reference':
         return from_reference(state, trunk_cross_views)
     if layout == 'mixmae':

@@ -6,29 +6,23 @@ Lengths are metres.
 
 from __future__ import annotations
 
-import logging
 from typing import Callable, Optional, Union
 
 import torch
 from mmengine.logging import print_log
 from mmengine.registry import MODELS
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..teacher import BEVTeacher, GridLike, Points, TeacherRecord, as_grid, expected_cell, record_for_range
-from .lidar_detector import DetectorSource, TappedDetector
-from .teacher_checkpoint import TeacherLoadReport, load_teacher_weights
-from .teacher_probe import measure_grid
+from ..tapped import TappedTeacher
+from ..teacher import BEVTeacher, GridLike, Points, TeacherRecord, as_grid, expected_cell
+from .lidar_detector import DetectorSource, HostDetector
 
 __all__ = ['BEVTeacher', 'GivenBEVTeacher', 'LidarTeacher', 'TeacherRecord', 'expected_cell']
 
 
 @MODELS.register_module()
-class LidarTeacher(BEVTeacher):
+class LidarTeacher(TappedTeacher):
     """A LiDAR detector of mmdet3d whose features at a named submodule are what a student learns.
-
-    The detector is no child in PyTorch's sense: a parent's ``state_dict``, ``parameters`` and initialisation do not
-    see it, strict loading of the parent's checkpoints works without it; yet it moves with its parent between devices.
-    It stays float32.
 
     Args:
         detector: a model's config dict, a config file, or an installed one's name (``'mmdet3d::centerpoint/...py'``).
@@ -44,8 +38,6 @@ class LidarTeacher(BEVTeacher):
         ValueError: a detector, tap, grid or checkpoint that does not exist or does not fit.
     """
 
-    _tapped: TappedDetector
-
     def __init__(
         self,
         *,
@@ -58,51 +50,18 @@ class LidarTeacher(BEVTeacher):
         checkpoint_layout: str = 'auto',
         seed: int = 0,
     ) -> None:
-        super().__init__()
-        # Past nn.Module's own registration: see the docstring.
-        object.__setattr__(self, '_tapped', TappedDetector(detector, tap, index, seed))
-        self.load_report: Optional[TeacherLoadReport] = None
-        if checkpoint is None:
-            name = detector if isinstance(detector, str) else type(self.detector).__name__
-            print_log(
-                f'The LiDAR teacher ({name}) has no checkpoint: its weights are random. That is enough to try the '
-                'code, but there is little to learn from it; set `checkpoint` to a trained detector.',
-                logger='current',
-                level=logging.WARNING,
-            )
-        else:
-            self.load_report = load_teacher_weights(self.detector, checkpoint, checkpoint_layout)
-            print_log(self.load_report.describe(), logger='current')
-        self.record = self._make_record(tap, grid, channels)
-        self.train()
+        super().__init__(
+            HostDetector(detector, tap, index, seed),
+            checkpoint=checkpoint,
+            checkpoint_layout=checkpoint_layout,
+            grid=grid,
+            channels=channels,
+            log=_log,
+        )
 
-    @property
-    def detector(self) -> nn.Module:
-        """The detector, cut off behind the tap. Calling it raises: call the teacher."""
-        return self._tapped.detector
 
-    def compute(self, points: Points) -> Tensor:
-        return self._tapped(points)
-
-    def _make_record(self, tap: str, grid: Optional[GridLike], channels: Optional[int]) -> TeacherRecord:
-        point_range = self._tapped.point_range
-        if grid is None or channels is None:
-            if point_range is None:
-                raise ValueError('this detector voxelises by itself, its range is unknown: give `grid` and `channels`')
-            measured, measured_channels = measure_grid(self._tapped, point_range, self._tapped.num_features or 4)
-            grid = measured if grid is None else grid
-            channels = measured_channels if channels is None else channels
-        return record_for_range(tap, grid, channels, point_range)
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> LidarTeacher:
-        """Moves the hidden detector along; a change of its precision is not followed."""
-
-        def keep_precision(tensor: Tensor) -> Tensor:
-            moved = fn(tensor)
-            return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
-
-        self._tapped._apply(keep_precision)
-        return super()._apply(fn, recurse)
+def _log(message: str, level: int) -> None:
+    print_log(message, logger='current', level=level)
 
 
 @MODELS.register_module()

@@ -10,7 +10,7 @@ from typing import Callable, List, Sequence, Tuple
 import torch
 from torch import Tensor
 
-from ..grid import BEVGrid
+from .grid import BEVGrid
 
 MapFunction = Callable[[List[Tensor]], Tensor]
 _PLACE = (0.8, 0.3)  # of the extent along x and y: far from the diagonals, on which the orders agree
@@ -48,9 +48,11 @@ def measure_grid(compute: MapFunction, point_range: Sequence[float], num_feature
     lower, upper = torch.tensor(point_range[:3]), torch.tensor(point_range[3:])
     extent = upper - lower
     size = float(min(extent[:2].min() / 40, extent[2] / 4))
-    background = object_points(*(lower + 0.5 * extent).tolist(), num_features, size)
-    place = lower + extent * torch.tensor([*_PLACE, 0.5])
-    row, column = lit_cell(compute, background, object_points(*place.tolist(), num_features, size))
+    centre, place = (lower + extent * torch.tensor(share) for share in ((0.5, 0.5, 0.5), (*_PLACE, 0.5)))
+    background, seen_object = (
+        object_points(float(x), float(y), float(z), num_features, size) for x, y, z in (centre, place)
+    )
+    row, column = lit_cell(compute, background, seen_object)
     channels, rows, columns = compute([background]).shape[1:]
     seen = ((row + 0.5) / rows, (column + 0.5) / columns)
     for order, wanted in (('xy', _PLACE), ('yx', _PLACE[::-1])):

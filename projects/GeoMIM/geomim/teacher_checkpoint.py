@@ -12,8 +12,8 @@ from typing import Dict, List, Mapping, Tuple
 
 from torch import Tensor, nn
 
-from ..checkpoint_io import PathLike, read_checkpoint, some, tensors_of
-from .sparse import reorder_kernels
+from .checkpoint_io import PathLike, read_checkpoint, some, tensors_of
+from .sparse_kernels import reorder_kernels
 
 # Names in a file -> roles, by prefix; the first match counts. mmdet3d's checkpoints use the detector's own names.
 ROLE_PREFIXES: Dict[str, Tuple[Tuple[str, str], ...]] = {
@@ -76,7 +76,7 @@ def load_teacher_weights(detector: nn.Module, path: PathLike, layout: str = 'aut
     """Load every tensor of ``detector`` (already cut off behind its tap) from a checkpoint file.
 
     Args:
-        detector: an mmdet3d LiDAR detector.
+        detector: a LiDAR detector of mmdet3d, of any version.
         path: checkpoint of mmdet3d (CenterPoint, BEVFusion, ...) or of MIT's BEVFusion.
         layout: 'auto', 'mmdet3d' or 'mit'.
 

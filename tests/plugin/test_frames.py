@@ -1,0 +1,208 @@
+"""An object lights up one cell in the teacher's map and in the student's splat, from an info file's poses to the BEV."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Dict, List, Tuple
+
+import numpy as np
+import pytest
+import torch
+from mmdet3d.core.points import LiDARPoints
+from mmdet3d.datasets.pipelines import Compose
+from mmdet3d.models.builder import DETECTORS
+from pyquaternion import Quaternion
+from torch import Tensor
+
+import geomim.plugin  # noqa: F401
+from geomim import CameraRig, DepthBins, ViewTransform, ViewTransformConfig
+from geomim.plugin.rig import read_img_inputs
+from geomim.teacher import BEVTeacher, expected_cell
+from geomim.teacher_probe import lit_cell, object_points
+
+IMAGE_SIZE = (256, 384)
+CAMERAS = tuple(f'CAM_{index}' for index in range(6))
+PLACES = ((4.5, 1.5), (2.1, -3.9))  # in the LiDAR frame, neither on an axis nor on a diagonal
+BACKGROUND = (-5.5, -0.6)
+FOCAL, CENTRE = 500.0, (400.0, 225.0)
+
+
+def yaw(radians: float) -> Quaternion:
+    return Quaternion(axis=[0, 0, 1], radians=radians)
+
+
+def matrix(rotation: Any, translation: Any) -> np.ndarray:
+    result = np.eye(4)
+    result[:3, :3], result[:3, 3] = Quaternion(rotation).rotation_matrix, translation
+    return result
+
+
+def entry(prefix: str, rotation: Quaternion, translation: Any) -> Dict[str, List[float]]:
+    return {f'{prefix}_rotation': list(rotation.elements), f'{prefix}_translation': list(translation)}
+
+
+def sample_info() -> Dict[str, Any]:
+    """A keyframe as BEVDet's info files describe it, of a car that turns and moves by metres between its sensors' moments."""
+    optical = Quaternion(matrix=np.array([[0.0, 0, 1], [-1, 0, 0], [0, -1, 0]]))
+    info: Dict[str, Any] = dict(token='keyframe', cams={})
+    info.update(entry('lidar2ego', yaw(math.radians(-90.5)), [0.94, 0.05, 1.84]))
+    info.update(entry('ego2global', yaw(0.9), [411.2, 1180.4, 0.1]))
+    for index, name in enumerate(CAMERAS):
+        angle = index * math.pi / 3 + 0.2
+        mount = [0.5 + 0.3 * math.cos(angle), 0.3 * math.sin(angle), 1.6]
+        moved = [411.2 + 0.5 * index - 1.1, 1180.4 - 0.4 * index + 0.7, 0.1]
+        info['cams'][name] = dict(
+            **entry('sensor2ego', yaw(angle) * optical, mount), **entry('ego2global', yaw(0.9 + 0.04 * index), moved)
+        )
+    return info
+
+
+def bev_augmentation(degrees: float, scale: float, flips: Tuple[bool, bool]) -> Tensor:
+    """As LoadAnnotationsBEVDepth composes it: mirror after scaling after rotation."""
+    mirror = np.diag([-1.0 if flips[0] else 1.0, -1.0 if flips[1] else 1.0, 1.0])
+    return torch.from_numpy(mirror @ (scale * yaw(math.radians(degrees)).rotation_matrix)).float()
+
+
+def img_inputs(info: Dict[str, Any], names: Tuple[str, ...], bda: Tensor) -> Tuple[Tensor, ...]:
+    """What PrepareImageInputs and LoadAnnotationsBEVDepth leave behind; every other image is mirrored."""
+    cams = [info['cams'][name] for name in names]
+    sensor2egos = np.stack([matrix(cam['sensor2ego_rotation'], cam['sensor2ego_translation']) for cam in cams])
+    ego2globals = np.stack([matrix(cam['ego2global_rotation'], cam['ego2global_translation']) for cam in cams])
+    intrins = torch.tensor([[FOCAL, 0, CENTRE[0]], [0, FOCAL, CENTRE[1]], [0, 0, 1]]).repeat(len(names), 1, 1)
+    post_rots, post_trans = torch.eye(3).repeat(len(names), 1, 1), torch.zeros(len(names), 3)
+    post_rots[:, 0, 0] = post_rots[:, 1, 1] = 0.45
+    post_trans[:, 0], post_trans[:, 1] = 12.0, 20.0
+    post_rots[::2, 0, 0], post_trans[::2, 0] = -0.45, 372.0
+    images = torch.zeros(len(names), 3, *IMAGE_SIZE)
+    poses = [torch.from_numpy(value).float() for value in (sensor2egos, ego2globals)]
+    return (images, *poses, intrins, post_rots, post_trans, bda)
+
+
+def through_the_step(info: Dict[str, Any], names: Tuple[str, ...], cloud: Tensor, bda: Tensor) -> Dict[str, Any]:
+    results = dict(
+        curr=info, cam_names=names, points=LiDARPoints(cloud, points_dim=5), img_inputs=img_inputs(info, names, bda)
+    )
+    return Compose([dict(type='GeoMIMLidarFrame')])(results)
+
+
+def rig_of(results: Dict[str, Any]) -> CameraRig:
+    batch = [value[None] for value in results['img_inputs']]
+    return read_img_inputs(batch, results['lidar2key'][None], len(CAMERAS)).rig
+
+
+def seen_at(info: Dict[str, Any], names: Tuple[str, ...], place: np.ndarray) -> Tuple[int, float, float, float]:
+    """(camera, u, v, depth) of a LiDAR position, from the info file's poses alone, by way of the global frame."""
+    lidar = matrix(info['ego2global_rotation'], info['ego2global_translation'])
+    lidar = lidar @ matrix(info['lidar2ego_rotation'], info['lidar2ego_translation'])
+    for index, name in enumerate(names):
+        cam = info['cams'][name]
+        camera = matrix(cam['ego2global_rotation'], cam['ego2global_translation'])
+        camera = camera @ matrix(cam['sensor2ego_rotation'], cam['sensor2ego_translation'])
+        x, y, depth = (np.linalg.inv(camera) @ lidar @ np.append(place, 1.0))[:3]
+        u, v = FOCAL * x / depth + CENTRE[0], FOCAL * y / depth + CENTRE[1]
+        u, v = (372 - 0.45 * u if index % 2 == 0 else 12 + 0.45 * u), 20 + 0.45 * v
+        if depth > 0.5 and 0 <= u < IMAGE_SIZE[1] and 0 <= v < IMAGE_SIZE[0]:
+            return index, u, v, depth
+    raise AssertionError('no camera sees the object')
+
+
+def student_cell(teacher: BEVTeacher, rig: CameraRig, seen: Tuple[int, float, float, float]) -> Tuple[int, int]:
+    """The cell that the feature of one pixel at one depth is splatted to."""
+    camera, u, v, depth = seen
+    bins = DepthBins(0.5, 20.5, 0.25)
+    view = ViewTransform(
+        4,
+        ViewTransformConfig(image_size=IMAGE_SIZE, grid=teacher.record.grid, depth_bins=bins, channels=1, downsample=1),
+    )
+    rows, cols = view.config.feature_size
+    row, col = round(v / (IMAGE_SIZE[0] - 1) * (rows - 1)), round(u / (IMAGE_SIZE[1] - 1) * (cols - 1))
+    probability = torch.zeros(rig.num_cams, bins.count, rows, cols)
+    probability[camera, int((depth - bins.lower) / bins.step + 0.5), row, col] = 1
+    bev = view.splat(probability, torch.ones(rig.num_cams, 1, rows, cols), view.plan(rig))[0, 0]
+    assert float(bev.max()) > 0
+    peak = int(bev.argmax())
+    return peak // bev.shape[1], peak % bev.shape[1]
+
+
+def near(cell: Tuple[int, int], other: Tuple[int, int]) -> bool:
+    return max(abs(cell[0] - other[0]), abs(cell[1] - other[1])) <= 1
+
+
+@pytest.fixture(scope='module')
+def teacher() -> BEVTeacher:
+    """Pillars of 0.6 m; 24 x 16 of them, so that swapped axes show."""
+    span, size = [-7.2, -4.8, -5.0, 7.2, 4.8, 3.0], [0.6, 0.6, 8.0]
+    detector = dict(
+        type='CenterPoint',
+        pts_voxel_layer=dict(max_num_points=20, voxel_size=size, max_voxels=(400, 400), point_cloud_range=span),
+        pts_voxel_encoder=dict(
+            type='PillarFeatureNet', in_channels=5, feat_channels=[32], voxel_size=size, point_cloud_range=span,
+            norm_cfg=dict(type='BN1d'), legacy=False,
+        ),
+        pts_middle_encoder=dict(type='PointPillarsScatter', in_channels=32, output_shape=(16, 24)),
+    )  # fmt: skip
+    return DETECTORS.build(dict(type='GeoMIMLidarTeacher', detector=detector, tap='pts_middle_encoder'))
+
+
+@pytest.mark.parametrize('place', PLACES, ids=str)
+@pytest.mark.parametrize('flips', [(False, False), (True, False), (False, True), (True, True)], ids=str)
+@pytest.mark.parametrize('degrees, scale', [(0.0, 1.0), (22.5, 1.05), (-17.0, 0.95)])
+@pytest.mark.parametrize('first', [0, 4])
+def test_student_and_teacher_light_up_the_same_cell(
+    teacher: BEVTeacher, first: int, degrees: float, scale: float, flips: Tuple[bool, bool], place: Tuple[float, float]
+) -> None:
+    info, names = sample_info(), (*CAMERAS[first:], *CAMERAS[:first])
+    bda = bev_augmentation(degrees, scale, flips)
+    scene, lone = object_points(*place, 0.0, 5, size=0.5), object_points(*BACKGROUND, 0.0, 5, size=0.5)
+    results = through_the_step(info, names, scene, bda)
+    moved = results['points'].tensor
+    x, y = (bda.numpy().astype(np.float64) @ [*place, 0.0])[:2]
+    expected = expected_cell(teacher.record, x, y)
+    background = through_the_step(info, names, lone, bda)['points'].tensor
+    assert near(lit_cell(teacher, background, moved), expected)
+    seen = seen_at(info, names, np.array([*place, 0.0]))
+    assert near(student_cell(teacher, rig_of(results), seen), expected)
+
+
+def test_points_that_are_left_as_loaded_lie_elsewhere(teacher: BEVTeacher) -> None:
+    """The check above can fail: without the augmentation of the points, or with another frame of the cameras."""
+    info, bda = sample_info(), bev_augmentation(22.5, 1.05, (False, False))
+    scene, lone = (object_points(*where, 0.0, 5, size=0.5) for where in (PLACES[0], BACKGROUND))
+    results = through_the_step(info, CAMERAS, scene, bda)
+    seen = seen_at(info, CAMERAS, np.array([*PLACES[0], 0.0]))
+    assert not near(lit_cell(teacher, lone, scene), student_cell(teacher, rig_of(results), seen))
+    in_ego = {**results, 'lidar2key': torch.eye(4)}
+    assert not near(student_cell(teacher, rig_of(in_ego), seen), student_cell(teacher, rig_of(results), seen))
+
+
+def test_the_step_leaves_what_it_was_given_and_other_features_alone() -> None:
+    info, bda = sample_info(), bev_augmentation(22.5, 1.05, (True, False))
+    source = LiDARPoints(torch.rand(7, 5), points_dim=5)
+    before = source.tensor.clone()
+    results = dict(curr=info, cam_names=CAMERAS, points=source, img_inputs=img_inputs(info, CAMERAS, bda))
+    moved = Compose([dict(type='GeoMIMLidarFrame')])(results)['points']
+    assert isinstance(moved, LiDARPoints)
+    assert torch.equal(source.tensor, before)
+    assert torch.equal(moved.tensor[:, 3:], before[:, 3:])
+    by_hand = before[:, :3].double() @ bda.double().T
+    torch.testing.assert_close(moved.tensor[:, :3].double(), by_hand, atol=1e-5, rtol=0)
+
+
+def test_the_key_camera_does_not_matter() -> None:
+    """Whichever camera comes first, a camera's place in the LiDAR frame is its own."""
+    info, bda, cloud = sample_info(), torch.eye(3), torch.zeros(1, 5)
+    usual = rig_of(through_the_step(info, CAMERAS, cloud, bda)).cam2lidar
+    order = (3, 1, 0, 5, 2, 4)
+    other = rig_of(through_the_step(info, tuple(CAMERAS[index] for index in order), cloud, bda)).cam2lidar
+    torch.testing.assert_close(other, usual[:, list(order)], atol=1e-3, rtol=0)
+
+
+def test_the_step_names_what_is_missing_before_it() -> None:
+    step = Compose([dict(type='GeoMIMLidarFrame')])
+    with pytest.raises(ValueError, match='no img_inputs .* PrepareImageInputs'):
+        step(dict(points=None, curr={}))
+    with pytest.raises(ValueError, match='behind LoadAnnotationsBEVDepth'):
+        step(dict(points=None, curr={}, img_inputs=(0,) * 6))
+    points = LiDARPoints(torch.zeros(1, 5), points_dim=5)
+    with pytest.raises(ValueError, match='sample s: the info file has no lidar2ego_rotation'):
+        step(dict(points=points, curr=dict(token='s'), img_inputs=(torch.eye(3),) * 7, cam_names=['CAM_FRONT']))
