@@ -48,7 +48,6 @@ def _same_rounding() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures('_same_rounding')
-@pytest.mark.filterwarnings('ignore:TF32 acceleration')
 def test_losses_and_gradients_are_those_of_the_published_code(reference_folder: Path, as_entries: Any) -> None:
     file = ReferenceFile(reference_folder / 'pretrain_tiny.npz')
     inputs, config = file.group('in/'), verify._pretrain_config(file.config)
