@@ -1,9 +1,9 @@
 # Thin calls into tools/. Every target sets up what it needs; the second time that takes a fraction of a second.
-# Variables: PYTHON, VENV, BEVDET_VENV, CORE_VENV; DATA and OUT for demo; ARGS for demo, pytest and the benchmark; BENCH names a benchmark.
+# Variables: PYTHON, VENV, BEVDET_VENV, CORE_VENV; DATA and OUT for demo; DEST for upstream; ARGS for demo, pytest and the benchmark; BENCH names a benchmark.
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-bevdet test-core lint format bench clean setup setup-bevdet setup-core
+.PHONY: help demo test test-bevdet test-core lint format bench upstream clean setup setup-bevdet setup-core
 
 ifndef PYTHON
 # run it, since a version manager's shim may exist and yet fail
@@ -41,6 +41,9 @@ format: setup ## format the code in place
 
 bench: setup ## benchmarks/$(BENCH).py
 	@$(VENV)/bin/python benchmarks/$(BENCH).py $(ARGS)
+
+upstream: setup ## lay projects/GeoMIM, formatted as upstream wants it, into the mmdet3d 1.4 checkout DEST
+	@$(VENV)/bin/python tools/upstream.py $(if $(DEST),"$(DEST)")
 
 setup:
 	@$(if $(PYTHON),,$(error no working python3.11 or python3 found; name one with PYTHON=))
