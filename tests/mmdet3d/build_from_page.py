@@ -73,7 +73,7 @@ def build(path: str, encoder: str) -> Dict[str, Any]:
     log = Lines('GeoMIMSwin')
     MMLogger.get_current_instance().addHandler(log)
     model.init_weights()
-    backbone = getattr(model, key)
+    backbone = getattr(model.eval(), key)  # batches of one have no statistics
     maps = backbone(torch.zeros(1, 3, *IMAGE_SIZE))
     return dict(
         log=log.only_line(),
@@ -99,7 +99,8 @@ def run_neck(model: torch.nn.Module, maps: Any) -> bool:
 
 def normalisation(preprocessor: Any) -> List[Any]:
     mean, std = (getattr(preprocessor, name).flatten().tolist() for name in ('mean', 'std'))
-    swaps = getattr(preprocessor, 'bgr_to_rgb', getattr(preprocessor, '_channel_conversion', None))
+    names = ('bgr_to_rgb', '_channel_conversion', 'channel_conversion')  # ours, mmengine's, mmseg's
+    swaps = next(getattr(preprocessor, name) for name in names if hasattr(preprocessor, name))
     return [mean, std, swaps]
 
 

@@ -18,33 +18,7 @@ import torch
 pytest.importorskip('mmdet3d')
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
-FIVE = ['CAM_FRONT', 'CAM_FRONT_LEFT', 'CAM_FRONT_RIGHT', 'CAM_SIDE_LEFT', 'CAM_SIDE_RIGHT']
 ENVIRONMENT = {**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONWARNINGS': 'ignore'}
-
-
-def unequal_rig() -> Dict[str, Any]:
-    """Five cameras, a sixth of their size (320 x 213 and 320 x 148), each with a focal length and a principal point of its own."""
-    rig = json.loads((ROOT / 'projects/GeoMIM/geomim/synthetic/rigs/five.json').read_text())
-    for number, camera in enumerate(rig['cameras'].values()):
-        scale = np.array([[1 / 6], [1 / 6], [1.0]])
-        intrinsics = np.array(camera['camera_intrinsic']) * scale
-        intrinsics[[0, 1], [0, 1]] *= 1 - 0.1 * number
-        camera['camera_intrinsic'] = intrinsics.tolist()
-        camera['height'], camera['width'] = camera['height'] // 6, camera['width'] // 6
-    return rig
-
-
-@pytest.fixture(scope='module')
-def five_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """1 + 1 scenes of two keyframes seen by the five cameras, v1.0-trainval."""
-    root = tmp_path_factory.mktemp('rig') / 'five'
-    rig = root.with_suffix('.json')
-    rig.write_text(json.dumps(unequal_rig()))
-    command = [sys.executable, '-m', 'geomim', 'synthesize', str(root), '--rig', str(rig), '--scenes', '1+1']
-    command += ['--frames', '2', '--image-size', '0', '0', '--workers', '1']
-    done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT)
-    assert done.returncode == 0, done.stderr[-4000:]
-    return root
 
 
 def load_micro() -> Any:
@@ -103,7 +77,7 @@ def test_a_sample_has_the_cameras_in_the_order_of_the_configuration(five_world: 
     meta = sample['data_samples'].metainfo
     assert meta['cam_names'] == order
     assert [Path(path).parent.name for path in meta['img_path']] == order
-    mounts = unequal_rig()['cameras']
+    mounts = json.loads(five_world.with_suffix('.json').read_text())['cameras']
     focal = [mounts[name]['camera_intrinsic'][0][0] for name in order]
     np.testing.assert_allclose(np.asarray(meta['cam2img'])[:, 0, 0], focal)
     assert len(set(focal)) == 3
@@ -121,6 +95,21 @@ def test_a_camera_that_the_data_lack_is_named(five_world: Path) -> None:
     config.train_dataloader.dataset.pipeline[0]['cameras'] = ['CAM_FRONT', 'CAM_BACK']
     with pytest.raises(ValueError, match=r'no camera CAM_BACK; the info file has \[.CAM_FRONT., .CAM_FRONT_LEFT.'):
         train_sample(config)
+
+
+def test_the_pages_block_makes_a_rig_by_configuration_alone(five_world: Path, tmp_path: Path) -> None:
+    from mmengine.config import Config
+
+    text = (ROOT / 'docs' / 'other_rigs.md').read_text(encoding='utf-8')
+    block = re.search(r'```python\n(.*?)```', text, re.DOTALL).group(1).replace('path/to/', f'{ROOT}/')
+    (tmp_path / 'rig.py').write_text(block)
+    config = Config.fromfile(str(tmp_path / 'rig.py'))
+    config.train_dataloader.dataset.update(data_root=f'{five_world}/', metainfo=dict(version='v1.0-trainval'))
+    for loader in (config.train_dataloader, config.val_dataloader, config.test_dataloader):
+        assert len(loader.dataset.pipeline[0]['cameras']) == 3
+    sample = train_sample(config)
+    assert sample['data_samples'].metainfo['cam_names'] == ['CAM_FRONT', 'CAM_SIDE_LEFT', 'CAM_SIDE_RIGHT']
+    assert tuple(sample['inputs']['img'].shape) == (3, 3, 128, 352)
 
 
 def test_six_cameras_weights_go_on_with_five(five_world: Path, six_cameras: Path, tmp_path: Path) -> None:

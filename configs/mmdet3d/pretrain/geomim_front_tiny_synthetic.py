@@ -8,7 +8,12 @@ cameras = ['CAM_FRONT']
 
 load = [dict(_base_.load[0], cameras=cameras), *_base_.load[1:]]
 train_pipeline = [*load, _base_.sweeps, _base_.image_aug, *_base_.finish_train[1:]]
-test_pipeline = [*load, dict(_base_.sweeps, test_mode=True), dict(_base_.image_aug, training=False), *_base_.finish_test]
+test_pipeline = [
+    *load,
+    dict(_base_.sweeps, test_mode=True),
+    dict(_base_.image_aug, training=False),
+    *_base_.finish_test,
+]
 train_dataloader = dict(batch_size=2, dataset=dict(data_root=data_root, pipeline=train_pipeline))
 val_dataloader = dict(dataset=dict(data_root=data_root, pipeline=test_pipeline))
 test_dataloader = val_dataloader

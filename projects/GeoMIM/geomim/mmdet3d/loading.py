@@ -26,8 +26,9 @@ def _calibration(results: Mapping[str, Any], name: str, key: str) -> np.ndarray:
     camera = results['images'][name]
     where = f'{sample_name(results)}, camera {name}'
     if key not in camera:
+        hint = ', or LoadCameraRig(lidar_is_ego=True) where points are in the ego frame' if key == 'cam2ego' else ''
         raise ValueError(
-            f"{where}: no '{key}' in the info file, there are {sorted(camera)}; mmdet3d's converter writes it"
+            f"{where}: no '{key}' in the info file, there are {sorted(camera)}; mmdet3d's converter writes it{hint}"
         )
     matrix = np.asarray(camera[key], dtype=np.float64)
     if not np.isfinite(matrix).all():
@@ -38,8 +39,8 @@ def _calibration(results: Mapping[str, Any], name: str, key: str) -> np.ndarray:
 def _intrinsics(results: Mapping[str, Any], name: str) -> np.ndarray:
     matrix = _calibration(results, name, 'cam2img')
     where = f'{sample_name(results)}, camera {name}'
-    if matrix.shape not in ((3, 3), (4, 4)):
-        raise ValueError(f'{where}: cam2img has shape {matrix.shape}, expected (3, 3) or (4, 4) in pixels')
+    if matrix.shape not in ((3, 3), (3, 4), (4, 4)):
+        raise ValueError(f'{where}: cam2img has shape {matrix.shape}, expected (3, 3), (3, 4) or (4, 4) in pixels')
     if matrix[0, 0] <= 0 or matrix[1, 1] <= 0:
         raise ValueError(f'{where}: focal lengths {matrix[0, 0]}, {matrix[1, 1]} pixels, they must be positive')
     return matrix[:3, :3]
@@ -60,6 +61,7 @@ class LoadCameraRig(BaseTransform):
 
     Args:
         cameras: names of the cameras to use, in order; None takes all, in the info file's order.
+        lidar_is_ego: the data's points are in the ego frame, as Waymo's; camera-to-ego is then the inverse of lidar2cam.
 
     Writes:
         cam_names (N names), cam2img (N, 3, 3) pixels, cam2ego and lidar2cam (N, 4, 4), all float64, and the identity as
@@ -70,13 +72,14 @@ class LoadCameraRig(BaseTransform):
             positive focal length.
     """
 
-    def __init__(self, cameras: Optional[Sequence[str]] = None) -> None:
+    def __init__(self, cameras: Optional[Sequence[str]] = None, lidar_is_ego: bool = False) -> None:
         repeated = sorted({name for name in cameras or () if list(cameras or ()).count(name) > 1})
         if repeated:
             raise ValueError(f'LoadCameraRig: cameras={list(cameras or ())} names {", ".join(repeated)} more than once')
         if cameras is not None and len(cameras) == 0:
             raise ValueError('LoadCameraRig: cameras=[] leaves no camera; None takes all')
         self.cameras = None if cameras is None else tuple(cameras)
+        self.lidar_is_ego = lidar_is_ego
 
     def transform(self, results: Dict[str, Any]) -> Dict[str, Any]:
         if 'images' not in results:
@@ -92,14 +95,17 @@ class LoadCameraRig(BaseTransform):
         results['images'] = {name: results['images'][name] for name in names}
         results['cam_names'] = names
         results['cam2img'] = np.stack([_intrinsics(results, name) for name in names])
-        for key in ('cam2ego', 'lidar2cam'):
-            results[key] = np.stack([_pose(results, name, key) for name in names])
+        results['lidar2cam'] = np.stack([_pose(results, name, 'lidar2cam') for name in names])
+        if self.lidar_is_ego:
+            results['cam2ego'] = np.linalg.inv(results['lidar2cam'])
+        else:
+            results['cam2ego'] = np.stack([_pose(results, name, 'cam2ego') for name in names])
         results['img_aug_matrix'] = np.tile(np.eye(4, dtype=np.float32), (len(names), 1, 1))
         results['bev_aug_matrix'] = np.eye(4, dtype=np.float32)
         return results
 
     def __repr__(self) -> str:
-        return f'{type(self).__name__}(cameras={self.cameras})'
+        return f'{type(self).__name__}(cameras={self.cameras}, lidar_is_ego={self.lidar_is_ego})'
 
 
 def _cut_short(data: bytes) -> bool:
