@@ -31,8 +31,8 @@ VERSION = '1'
 ROOT = Path(__file__).resolve().parents[1]
 # pins that hold on every Python from 3.9 to 3.12; the other lines of the file exist for a host's first Python only
 PORTABLE_PINS = (
-    'mmcv', 'mmdet', 'mmdet3d', 'mmengine', 'nuscenes-devkit', 'numpy', 'opencv-python', 'opencv-python-headless',
-    'spconv',
+    'mmcv', 'mmdet', 'mmdet3d', 'mmengine', 'mmsegmentation', 'nuscenes-devkit', 'numpy', 'opencv-python',
+    'opencv-python-headless', 'spconv',
 )  # fmt: skip
 TORCH_PROBE = """
 import json, platform, sys, sysconfig, torch

@@ -24,7 +24,7 @@ model = dict(
         mask_head=dict(num_convs=1, in_channels=dim, conv_out_channels=dim),
     ),
     train_cfg=dict(rpn_proposal=dict(max_per_img=200), rcnn=dict(sampler=dict(num=128))),
-    test_cfg=dict(rpn=dict(max_per_img=200)),
+    test_cfg=dict(rpn=dict(max_per_img=200), rcnn=dict(score_thr=0.01)),  # a short run is sure of nothing
 )
 train_pipeline = [
     dict(type='LoadImageFromFile'),
