@@ -17,8 +17,8 @@ from ..config import config_from_dict
 from ..depth import check_points, depth_maps
 from ..measures import measure
 from ..pretrainer import GeoMIM, PretrainOutput
-from .host import DETECTORS, run_logger
-from .randomness import mask_generator
+from ..seeds import mask_generator
+from .host import DETECTORS, get_dist_info, run_logger
 from .rig import STEP, read_img_inputs
 
 EVALUATION_SEED = 0
@@ -95,9 +95,7 @@ class GeoMIMPretrainer(BaseDetector):
         Raises:
             ValueError: entries that are absent or do not fit.
         """
-        seeded = self.iteration is not None
-        generator = mask_generator(self.mask_seed, self.iteration, self.masks_per_rank) if seeded else None
-        result = self.run_student(self._inputs(img_inputs, points, data), generator)
+        result = self.run_student(self._inputs(img_inputs, points, data), self._mask_generator())
         return dict(loss_reconstruction=result.reconstruction_loss, loss_depth=result.depth_loss)
 
     def simple_test(self, img_inputs: Sequence[Tensor], points: Any = None, **data: Any) -> List[Dict[str, float]]:
@@ -123,6 +121,11 @@ class GeoMIMPretrainer(BaseDetector):
     def aug_test(self, imgs: Any, img_metas: Any, **data: Any) -> None:
         """There is no augmentation at test time."""
         raise NotImplementedError('GeoMIMPretrainer measures the images as they are; leave out test-time augmentation')
+
+    def _mask_generator(self) -> Optional[torch.Generator]:
+        if self.iteration is None:
+            return None
+        return mask_generator(self.mask_seed, self.iteration, get_dist_info()[0] if self.masks_per_rank else 0)
 
     def _inputs(self, img_inputs: Sequence[Tensor], points: Any, data: Dict[str, Any]) -> Dict[str, Any]:
         if points is None:

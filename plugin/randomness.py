@@ -9,21 +9,8 @@ import numpy as np
 import torch
 from mmcv.runner import Hook
 
+from ..seeds import derived_seed
 from .host import HOOKS, get_dist_info, unwrapped
-
-_STREAMS = {'epoch': 1, 'masks': 2, 'iteration': 3}  # as under mmengine, so that equal runs draw equal masks
-
-
-def derived_seed(stream: str, *numbers: int) -> int:
-    """A 32-bit seed for a named stream and its numbers; different numbers give unrelated seeds."""
-    sequence = np.random.SeedSequence([_STREAMS[stream], *[number % 2**32 for number in numbers]])
-    return int(sequence.generate_state(1)[0])
-
-
-def mask_generator(seed: int, iteration: int, per_rank: bool = True) -> torch.Generator:
-    """A CPU generator for the masks of an iteration; it leaves the global generator alone."""
-    rank = get_dist_info()[0] if per_rank else 0
-    return torch.Generator().manual_seed(derived_seed('masks', seed, iteration, rank))
 
 
 @HOOKS.register_module()

@@ -11,21 +11,13 @@ from mmengine.hooks import Hook
 from mmengine.logging import MessageHub
 from mmengine.registry import FUNCTIONS, HOOKS
 
-_STREAMS = {'epoch': 1, 'masks': 2, 'iteration': 3}
+from ..seeds import derived_seed, mask_generator
 
 
-def derived_seed(stream: str, *numbers: int) -> int:
-    """A 32-bit seed for a named stream and its numbers; different numbers give unrelated seeds."""
-    sequence = np.random.SeedSequence([_STREAMS[stream], *[number % 2**32 for number in numbers]])
-    return int(sequence.generate_state(1)[0])
-
-
-def mask_generator(seed: int, per_rank: bool = True) -> torch.Generator:
-    """A CPU generator for the masks of the current iteration of a Runner; it leaves the global generator alone."""
-    hub = MessageHub.get_current_instance()
-    iteration = int(hub.get_info('iter', 0) or 0)
-    rank = get_rank() if per_rank else 0
-    return torch.Generator().manual_seed(derived_seed('masks', seed, iteration, rank))
+def current_mask_generator(seed: int, per_rank: bool = True) -> torch.Generator:
+    """The generator for the masks of the current iteration of a Runner."""
+    iteration = int(MessageHub.get_current_instance().get_info('iter', 0) or 0)
+    return mask_generator(seed, iteration, get_rank() if per_rank else 0)
 
 
 @HOOKS.register_module()
