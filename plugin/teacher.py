@@ -5,7 +5,6 @@ Shape legend: B samples, M points, F point features.
 
 from __future__ import annotations
 
-import copy
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Tuple, Union
 
@@ -15,7 +14,7 @@ from mmdet3d.models.builder import build_model
 from torch import Tensor
 
 from ..sparse_kernels import draw_weights
-from ..tapped import TappedDetector, TappedTeacher, point_features
+from ..tapped import TappedDetector, TappedTeacher, model_part, point_features
 from ..teacher import GridLike
 from .host import DETECTORS, run_logger
 
@@ -32,10 +31,7 @@ def detector_config(source: DetectorSource) -> ConfigDict:
         if not Path(source).is_file():
             raise ValueError(f'teacher detector {str(source)!r}: no such config file')
         source = Config.fromfile(str(source))
-    model = source.get('model', source)
-    if not isinstance(model, dict) or 'type' not in model:
-        raise ValueError(f'teacher detector: a model config with a `type` is needed, got the keys {sorted(source)}')
-    return ConfigDict(copy.deepcopy(dict(model)))
+    return ConfigDict(model_part(source))
 
 
 class ForkDetector(TappedDetector):

@@ -5,9 +5,10 @@ Shape legend: B samples, M points, F point features, C channels.
 
 from __future__ import annotations
 
+import copy
 import difflib
 import logging
-from typing import Any, Callable, List, Mapping, NoReturn, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, List, Mapping, NoReturn, Optional, Sequence, Tuple
 
 import torch
 from torch import Tensor, nn
@@ -64,6 +65,20 @@ def cut_behind(detector: nn.Module, tap: str) -> None:
             setattr(detector, name, nn.Identity())
     if not getattr(detector, 'with_pts_bbox', True):
         detector.pts_bbox_head = nn.Identity()  # without a head these classes compute no LiDAR features
+
+
+def model_part(config: Mapping[str, Any]) -> Dict[str, Any]:
+    """A copy of the model in a detector's configuration, which may be a model's dict or have one as its ``model``.
+
+    Raises:
+        ValueError: no model in it.
+    """
+    model = config.get('model', config)
+    if not isinstance(model, dict) or 'type' not in model:
+        raise ValueError(
+            f'teacher detector: a model config with a `type` is needed, got the keys {sorted(config.keys())}'
+        )
+    return copy.deepcopy(dict(model))
 
 
 def point_features(config: Mapping[str, Any]) -> Optional[int]:

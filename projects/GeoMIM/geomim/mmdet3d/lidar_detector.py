@@ -5,7 +5,6 @@ Shape legend: B samples, M points, F point features, C channels.
 
 from __future__ import annotations
 
-import copy
 import inspect
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Tuple, Union
@@ -20,7 +19,7 @@ from mmengine.hub import get_config
 from torch import Tensor
 
 from ..sparse_kernels import draw_weights
-from ..tapped import TappedDetector, point_features
+from ..tapped import TappedDetector, model_part, point_features
 from .sparse import share_indices
 
 DetectorSource = Union[str, Path, Dict[str, Any]]
@@ -48,12 +47,7 @@ def detector_config(source: DetectorSource) -> ConfigDict:
                 f'teacher detector {str(source)!r}: no such config file (nor a name of the form mmdet3d::...)'
             )
         config = Config.fromfile(str(source))
-    model = config.get('model', config)
-    if not isinstance(model, dict) or 'type' not in model:
-        raise ValueError(
-            f'teacher detector: a model config with a `type` is needed, got the keys {sorted(config.keys())}'
-        )
-    return ConfigDict(copy.deepcopy(dict(model)))
+    return ConfigDict(model_part(config))
 
 
 class HostDetector(TappedDetector):

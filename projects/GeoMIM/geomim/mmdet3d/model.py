@@ -20,7 +20,7 @@ from ..config import config_from_dict
 from ..depth import depth_maps
 from ..measures import measure
 from ..pretrainer import GeoMIM, PretrainOutput
-from .randomness import mask_generator
+from .randomness import current_mask_generator
 
 EVALUATION_SEED = 0
 
@@ -85,7 +85,7 @@ class GeoMIMPretrainer(BaseModel):
         Returns: losses (``mode='loss'``), data samples with their figures (``'predict'``), or a PretrainOutput (``'tensor'``).
         """
         if mode == 'loss':
-            result = self.run_student(inputs, mask_generator(self.mask_seed, self.masks_per_rank))
+            result = self.run_student(inputs, current_mask_generator(self.mask_seed, self.masks_per_rank))
             return dict(loss_reconstruction=result.reconstruction_loss, loss_depth=result.depth_loss)
         result = self.run_student(inputs, torch.Generator().manual_seed(EVALUATION_SEED))
         if mode == 'tensor':

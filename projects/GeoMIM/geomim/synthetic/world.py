@@ -27,7 +27,7 @@ from .rig import build_rig, read_rig
 from .tables import build_tables
 
 MARKER = 'geomim_synthetic.json'
-FORMAT = 1
+FORMAT = 2
 MAP_RESOLUTION = 0.1  # metres a pixel, as the devkit reads map masks
 Progress = Callable[[int, int], None]
 
