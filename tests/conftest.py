@@ -232,6 +232,30 @@ def manifest(reference_folder: Path) -> Callable[[str], Dict[str, Tuple[int, ...
 
 
 @pytest.fixture(scope='session')
+def tiny_encoder(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """By a layout's name: an encoder of the synthetic world's pretraining configuration as its run leaves it, with random weights."""
+
+    def export(layout: str) -> Path:
+        from mmengine.config import Config
+
+        from geomim.checkpoint import export_encoder, save_atomically
+        from geomim.config import config_from_dict
+
+        pretraining = repository / 'configs' / 'mmdet3d' / 'pretrain' / 'geomim_tiny_synthetic.py'
+        config = Config.fromfile(pretraining, import_custom_modules=False)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(11)
+            student = GeoMIM(config_from_dict(config.model.student))
+            for value in student.encoder.parameters():
+                value.data.add_(torch.randn_like(value) * 0.02)
+        path = tmp_path_factory.mktemp('encoder') / f'encoder_{layout}.pth'
+        save_atomically(export_encoder(dict(student.state_dict()), layout), path)
+        return path
+
+    return export
+
+
+@pytest.fixture(scope='session')
 def small_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """2 + 1 scenes of two keyframes with mmdet3d's info files, v1.0-trainval, images of 400 x 225; not to be changed.
 

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any, Dict, List
+from typing import Any, Callable, Dict, List
 
 import pytest
 import torch
@@ -100,17 +100,8 @@ def weights(path: Path) -> Dict[str, Any]:
 
 
 @pytest.fixture(scope='module')
-def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An encoder of the synthetic world's pretraining configuration as its run leaves it, with random weights."""
-    from geomim import GeoMIM
-    from geomim.checkpoint import export_encoder, save_atomically
-    from geomim.config import config_from_dict
-
-    config = Config.fromfile(CONFIGS / 'pretrain' / 'geomim_tiny_synthetic.py', import_custom_modules=False)
-    torch.manual_seed(11)
-    path = tmp_path_factory.mktemp('encoder') / 'encoder_bevdet.pth'
-    save_atomically(export_encoder(dict(GeoMIM(config_from_dict(config.model.student)).state_dict()), 'bevdet'), path)
-    return path
+def encoder(tiny_encoder: Callable[[str], Path]) -> Path:
+    return tiny_encoder('bevdet')
 
 
 @pytest.fixture(scope='module')

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import uuid
 from pathlib import Path
-from typing import Any, Dict, List
+from typing import Any, Callable, Dict, List
 
 import numpy as np
 import pytest
@@ -19,11 +19,8 @@ from mmengine.hooks import Hook
 from mmengine.registry import DATASETS
 from mmengine.runner import Runner
 
-from geomim import GeoMIM
 from geomim.bevdet.datasets import OCCUPANCY_CLASSES, OccupancyMetric
 from geomim.bevdet.occupancy import BEVStereo4DOCC
-from geomim.checkpoint import export_encoder, save_atomically
-from geomim.config import config_from_dict
 from geomim.mmdet3d.compat import load_local_checkpoint
 
 CONFIGS = Path(__file__).resolve().parents[2] / 'configs' / 'mmdet3d'
@@ -84,14 +81,8 @@ def run(config: Config) -> Recorder:
 
 
 @pytest.fixture(scope='module')
-def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An encoder as the synthetic world's pretraining leaves it, with random weights."""
-    config = Config.fromfile(CONFIGS / 'pretrain' / 'geomim_tiny_synthetic.py', import_custom_modules=False)
-    torch.manual_seed(11)
-    student = GeoMIM(config_from_dict(config.model.student))
-    path = tmp_path_factory.mktemp('encoder') / 'encoder_bevdet.pth'
-    save_atomically(export_encoder(dict(student.state_dict()), 'bevdet'), path)
-    return path
+def encoder(tiny_encoder: Callable[[str], Path]) -> Path:
+    return tiny_encoder('bevdet')
 
 
 @pytest.fixture(scope='module')

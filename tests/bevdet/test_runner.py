@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any, Dict, List
+from typing import Any, Callable, Dict, List
 
 import pytest
 import torch
@@ -67,22 +67,8 @@ def log(work_dir: Path) -> str:
 
 
 @pytest.fixture(scope='module')
-def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An encoder of the synthetic world's pretraining configuration as its run leaves it, with random weights."""
-    from mmengine.config import Config
-
-    from geomim import GeoMIM
-    from geomim.checkpoint import export_encoder, save_atomically
-    from geomim.config import config_from_dict
-
-    config = Config.fromfile(ROOT / 'configs' / 'mmdet3d' / 'pretrain' / 'geomim_tiny_synthetic.py')
-    torch.manual_seed(11)
-    student = GeoMIM(config_from_dict(config.model.student))
-    for value in student.encoder.parameters():
-        value.data.add_(torch.randn_like(value) * 0.02)
-    path = tmp_path_factory.mktemp('encoder') / 'encoder_bevdet.pth'
-    save_atomically(export_encoder(dict(student.state_dict()), 'bevdet'), path)
-    return path
+def encoder(tiny_encoder: Callable[[str], Path]) -> Path:
+    return tiny_encoder('bevdet')
 
 
 @pytest.fixture(scope='module')

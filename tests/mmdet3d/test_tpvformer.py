@@ -12,7 +12,7 @@ import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, Dict, List, Tuple
+from typing import Any, Callable, Dict, List, Tuple
 
 import numpy as np
 import pytest
@@ -42,18 +42,8 @@ def checkout() -> Path:
 
 
 @pytest.fixture(scope='module')
-def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An encoder of the synthetic world's pretraining configuration as its run leaves it, with random weights."""
-    from geomim import GeoMIM
-    from geomim.checkpoint import export_encoder, save_atomically
-    from geomim.config import config_from_dict
-
-    config = Config.fromfile(CONFIGS / 'pretrain' / 'geomim_tiny_synthetic.py')
-    torch.manual_seed(11)
-    student = GeoMIM(config_from_dict(config.model.student))
-    path = tmp_path_factory.mktemp('encoder') / 'encoder_bevdet.pth'
-    save_atomically(export_encoder(dict(student.state_dict()), 'bevdet'), path)
-    return path
+def encoder(tiny_encoder: Callable[[str], Path]) -> Path:
+    return tiny_encoder('bevdet')
 
 
 def micro_config(data_root: Path, encoder: Path) -> Config:
