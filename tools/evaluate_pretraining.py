@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Sequence, Tuple
+from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple
 
 import torch
 from mmengine.config import Config, DictAction
@@ -27,8 +27,8 @@ RANGES = ((0.0, 10.0), (10.0, 20.0), (20.0, 40.0), (0.0, 1e9))  # metres
 MASK_SEED = 0
 
 
-def build(config: Config, checkpoint: Path) -> Tuple[Any, Any, Any]:
-    """The model with its weights, and the datasets of training and validation frames, both without augmentation."""
+def build(config: Config, checkpoint: Optional[Path] = None) -> Tuple[Any, Any, Any]:
+    """The model with a checkpoint's weights or its own, and the datasets of training and validation frames, both without augmentation."""
     from mmdet3d.registry import DATASETS, MODELS
 
     import geomim.mmdet3d
@@ -37,14 +37,22 @@ def build(config: Config, checkpoint: Path) -> Tuple[Any, Any, Any]:
     del geomim
     init_default_scope(config.get('default_scope', 'mmdet3d'))
     model = MODELS.build(config.model)
-    state = load_local_checkpoint(str(checkpoint), 'cpu')['state_dict']
-    model.load_state_dict(state, strict=True)
+    if checkpoint is not None:
+        state = load_local_checkpoint(str(checkpoint), 'cpu')['state_dict']
+        model.load_state_dict(state, strict=True)
+    return model.eval(), training_set(config), DATASETS.build(config.val_dataloader.dataset)
+
+
+def training_set(config: Config, augmented: bool = False) -> Any:
+    """The training frames without repetitions."""
+    from mmdet3d.registry import DATASETS
+
     train = config.train_dataloader.dataset
     while 'dataset' in train:
         train = train.dataset
-    val = config.val_dataloader.dataset
-    train = {**train, 'pipeline': val.pipeline, 'test_mode': True}
-    return model.eval(), DATASETS.build(train), DATASETS.build(val)
+    if not augmented:
+        train = {**train, 'pipeline': config.val_dataloader.dataset.pipeline, 'test_mode': True}
+    return DATASETS.build(train)
 
 
 def frames(model: Any, dataset: Any, limit: int) -> Iterator[Dict[str, Any]]:
