@@ -99,7 +99,7 @@ def train(model: Any, frames: Sequence[Dict[str, Any]], config: Config, seed: in
         nn.utils.clip_grad_norm_(model.student.parameters(), largest)
         optimizer.step()
         if iteration % 20 == 0:
-            bar.set_postfix(reconstruction=f'{float(result.reconstruction_loss):.3f}')
+            bar.set_postfix(reconstruction=f'{result.reconstruction_loss.item():.3f}')
 
 
 def run(arguments: argparse.Namespace, config: Config, seed: int, frames: List[Dict[str, Any]]) -> None:
@@ -139,7 +139,10 @@ def table(runs: Sequence[Dict[str, Any]]) -> str:
         lines.append('| ' + ' | '.join([*cells, *shares]) + ' |')
     margins = [margin(result) for result in runs]
     spread = f' \N{PLUS-MINUS SIGN} {statistics.stdev(margins):.1%}' if len(margins) > 1 else ''
-    lines += ['', f'Below the mean target by {statistics.fmean(margins):.1%}{spread} over {len(margins)} seeds.']
+    lines += [
+        '',
+        f'Margin, by which the loss is below that of the mean target: {statistics.fmean(margins):.1%}{spread}.',
+    ]
     lines += ['Depth: share of labelled cells right within one bin, in brackets that of the most frequent bin.']
     return '\n'.join(lines) + '\n'
 
