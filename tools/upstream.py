@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -21,6 +20,7 @@ from pathlib import Path
 from typing import Dict, List, Sequence
 
 import yaml
+from bootstrap import cache_folder
 from narrow import narrow
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -44,13 +44,6 @@ class UpstreamError(Exception):
 
 def say(text: str) -> None:
     print(text, flush=True)
-
-
-def cache_folder() -> Path:
-    base = os.environ.get('GEOMIM_CACHE')
-    if base:
-        return Path(base).expanduser().resolve()
-    return Path(os.environ.get('XDG_CACHE_HOME') or '~/.cache').expanduser().resolve() / 'geomim'
 
 
 def check_checkout(checkout: Path) -> None:
