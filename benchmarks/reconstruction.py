@@ -2,10 +2,11 @@
 
     python benchmarks/reconstruction.py CONFIG --out FOLDER --seeds 0 1 2 --iterations 1800 --cfg-options KEY=VALUE ...
 
-The model, frames, loss, optimiser and schedule of a pretraining CONFIG without its runner: every training frame is
-loaded, augmented and shown to the teacher once and kept, which on a CPU leaves the time to the student. One sample a
-step. A seed decides initial weights, order of frames and masks. Finished seeds are kept; seeds may run side by side, each
-in a process of its own, on one thread each. FOLDER/reconstruction.md has the table of all seeds that are there.
+The model, frames, losses and optimiser of a pretraining CONFIG without its runner, under a warm-up and a cosine: every
+training frame is loaded, augmented and shown to the teacher once and kept, which on a CPU leaves the time to the student,
+but lets long runs learn the frames by heart. One sample a step. A seed decides initial weights, order of frames and
+masks. Finished seeds are kept; seeds may run side by side, each in a process of its own, on one thread each.
+FOLDER/reconstruction.md has the table of all seeds that are there.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from tqdm import tqdm
 
 from geomim.checkpoint import save_atomically, write_encoders
 from geomim.checkpoint_io import atomic_path
+from geomim.seeds import mask_generator
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / 'tools'))
 import evaluate_pretraining
@@ -93,7 +95,7 @@ def train(model: Any, frames: Sequence[Dict[str, Any]], config: Config, seed: in
         content = dict(sample, inputs=dict(sample['inputs']))
         model.teacher.target = content.pop('target')
         inputs = model.data_preprocessor(pseudo_collate([content]), True)['inputs']
-        result = model.run_student(inputs, torch.Generator().manual_seed(seed * 1000003 + iteration))
+        result = model.run_student(inputs, mask_generator(seed, iteration, 0))
         optimizer.zero_grad()
         (result.reconstruction_loss + result.depth_loss).backward()
         nn.utils.clip_grad_norm_(model.student.parameters(), largest)
@@ -180,7 +182,13 @@ def main() -> None:
         else:
             run(arguments, config, seed, frames)
     paths = sorted(arguments.out.glob(FIGURES.format('*')))
-    text = table([json.loads(path.read_text(encoding='utf-8')) for path in paths])
+    runs = [json.loads(path.read_text(encoding='utf-8')) for path in paths]
+    lengths = sorted({result['iterations'] for result in runs})
+    if lengths != [arguments.iterations]:
+        raise SystemExit(
+            f'{arguments.out} has runs of {lengths} iterations, not {arguments.iterations}: give another --out'
+        )
+    text = table(runs)
     with atomic_path(arguments.out / 'reconstruction.md') as temporary:
         Path(temporary).write_text(text, encoding='utf-8')
     print(text)
