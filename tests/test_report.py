@@ -155,6 +155,7 @@ def student_figures() -> Dict[str, Any]:
         'frames': 20,
         'student': {'reconstruction_loss': 0.42, 'depth_within_one_bin': depth},
         'mean_target_loss': 0.7,
+        'student_average_map_loss': 0.63,
         'constant_map_loss': 0.84,
         'zero_map_loss': 0.98,
     }
@@ -620,6 +621,7 @@ def test_each_baseline_is_explained_where_it_is_given(tmp_path: Path) -> None:
     for words in (
         'cell by cell',
         'everything except what is in front of the cameras',
+        'the mean of its predictions',
         'one best value a channel',
         'predicts 0',
     ):
@@ -659,7 +661,12 @@ def test_reconstruction_curves_stand_beside_their_baselines(tmp_path: Path) -> N
     section = report.pretraining_section(tmp_path, student_figures())
     first, second = (item for item in section.items if isinstance(item, report.Curves))
     assert first.series == {'training batches': [(10, 0.5), (20, 0.5)], 'validation': [(20, 0.625)]}
-    assert first.baselines == {'mean target': 0.7, 'constant map': 0.84, 'zero map': 0.98}
+    assert first.baselines == {
+        'mean target': 0.7,
+        "student's average map": 0.63,
+        'constant map': 0.84,
+        'zero map': 0.98,
+    }
     assert second.series == {'training batches': [(10, 2.0), (20, 2.0)]}
 
 

@@ -3,7 +3,8 @@
     python tools/evaluate_pretraining.py CONFIG CHECKPOINT --out figures.json
 
 Baselines: the mean target of training frames, cell by cell (it knows everything except what is before the cameras), the
-best map that is constant over the cells, the zero map; for depth, the most frequent bin of each camera's cells.
+best map that is constant over the cells, the zero map; the student's own average map in every frame (what its maps lose
+without the frame at hand); for depth, the most frequent bin of each camera's cells.
 """
 
 from __future__ import annotations
@@ -91,9 +92,12 @@ def evaluate(model: Any, train: Any, val: Any, limit: int) -> Dict[str, Any]:
     mean_target, frequent = training_means(model, train, limit)
     sums: Dict[str, List[float]] = {name: [] for name in ('student', 'mean', 'constant', 'zero')}
     near = {name: [[0, 0] for _ in RANGES] for name in ('student', 'prior')}
+    student_map, target_map = 0.0, 0.0
     for inputs in frames(model, val, limit):
         result = model.run_student(inputs, torch.Generator().manual_seed(MASK_SEED))
         target = result.target
+        student_map = student_map + torch.stack(result.predictions).mean(dim=0).double()
+        target_map = target_map + target.double()
         maps = {'mean': mean_target, 'constant': target.mean(dim=(2, 3), keepdim=True), 'zero': torch.zeros(1)}
         sums['student'].append(float(result.reconstruction_loss))
         for name, bev in maps.items():
@@ -103,15 +107,22 @@ def evaluate(model: Any, train: Any, val: Any, limit: int) -> Dict[str, Any]:
             count_near(near['student'], guess.argmax(dim=1).view_as(labels), labels, metres)
         count_near(near['prior'], frequent, labels, metres)
     means = {name: sum(values) / len(values) for name, values in sums.items()}
+    student_map, target_map = student_map / len(sums['student']), target_map / len(sums['student'])
     return {
         'frames': len(sums['student']),
         'student': {'reconstruction_loss': means['student'], 'depth_within_one_bin': shares(near['student'])},
         'mean_target_loss': means['mean'],
         'constant_map_loss': means['constant'],
         'zero_map_loss': means['zero'],
+        'student_average_map_loss': same_map_loss(student_map, target_map, means['zero']),
         'prior_depth_within_one_bin': shares(near['prior']),
         'bin_metres': model.student.config.view_transform.depth_bins.step,
     }
+
+
+def same_map_loss(bev: Tensor, mean_target: Tensor, power: float) -> float:
+    """Mean over frames of the mean of (target - bev)^2, for one map for all of them: from the frames' mean target and mean square."""
+    return power + float((bev.square() - 2 * bev * mean_target).mean())
 
 
 def count_near(counts: Sequence[List[int]], guess: Tensor, labels: Tensor, metres: Tensor) -> None:

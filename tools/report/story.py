@@ -112,6 +112,11 @@ _BASELINES = {
         'The mean target is the mean over the training frames of their targets, cell by cell: it knows everything except what is in front '
         'of the cameras. What the student explains beyond it comes from the pictures.',
     ),
+    'student_average_map_loss': (
+        "student's average map",
+        "The student's average map is the mean of its predictions over the validation frames, shown for every frame: beyond it lies what "
+        'the student says about one frame in particular.',
+    ),
     'constant_map_loss': (
         'constant map',
         'The constant map is one best value a channel, the same in every cell: beyond it lies all spatial detail.',

@@ -30,6 +30,9 @@ class GeoMIMConfig:
         copies: K; each copy keeps 1 / K of the mask cells.
         depth_loss_weight: factor of the depth loss.
         activation_checkpointing: recompute transformer blocks in the backward (less memory, more time).
+        static_map: add a learned map (1, C, X, Y) to every prediction, for the part of a target that is alike in all
+            frames (rings of the LiDAR on the ground, corners out of its reach). The paper has none; a short run is
+            then spent on what the images show. Not for BEV flips, rotations or scales, which move that part.
     """
 
     encoder: SwinConfig = field(default_factory=SwinConfig)
@@ -39,6 +42,7 @@ class GeoMIMConfig:
     copies: int = 2
     depth_loss_weight: float = 0.01
     activation_checkpointing: bool = False
+    static_map: bool = False
 
     def __post_init__(self) -> None:
         stages = len(self.encoder.depths)
@@ -86,6 +90,10 @@ class GeoMIM(nn.Module):
         self.decoder = Decoder(config.decoder, recompute)
         self.view_transform = ViewTransform(config.decoder.dim, config.view_transform)
         self.head = nn.Conv2d(config.view_transform.channels, config.target.channels, 1)
+        self.static_map: Optional[nn.Parameter] = None
+        if config.static_map:
+            cells = config.view_transform.output_grid.shape
+            self.static_map = nn.Parameter(torch.zeros(1, config.target.channels, *cells))
 
     def draw_masks(self, device: torch.device, generator: Optional[torch.Generator] = None) -> Tensor:
         """(K, h', w') complementary masks, shared by all images of a batch."""
@@ -111,6 +119,11 @@ class GeoMIM(nn.Module):
         images = rig.batch_size * rig.num_cams
         copies = [self.view_transform(s, g, plan) for s, g in zip(semantic.split(images), geometry.split(images))]
         return [copy.bev for copy in copies], [copy.depth for copy in copies]
+
+    def predict(self, bev: Tensor) -> Tensor:
+        """bev (B, channels, X, Y) -> the target's reconstruction (B, C, X, Y)."""
+        prediction: Tensor = self.head(bev)
+        return prediction if self.static_map is None else prediction + self.static_map
 
     def forward(
         self,
@@ -141,7 +154,7 @@ class GeoMIM(nn.Module):
         tokens = self.encode(images.flatten(0, 1), masks)
         semantic, geometry = self.decode(tokens, rig, masks)
         bev, depth = self.project(semantic, geometry, rig)
-        predictions = [self.head(features) for features in bev]
+        predictions = [self.predict(features) for features in bev]
         labels = depth_labels(depth_map, self.config.view_transform.depth_bins, self.config.view_transform.stride)
         weight = self.config.depth_loss_weight
         depth_losses = [depth_loss(copy, labels.flatten(0, 1)) * weight for copy in depth]
