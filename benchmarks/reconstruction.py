@@ -129,14 +129,24 @@ def run(arguments: argparse.Namespace, config: Config, seed: int, frames: List[D
 def table(runs: Sequence[Dict[str, Any]]) -> str:
     """A row a seed, then mean and standard deviation over the seeds."""
     ranges = list(runs[0]['prior_depth_within_one_bin'])
-    head = ['seed', 'iterations', 'minutes', 'reconstruction', 'mean target', 'constant map', 'margin']
+    head = [
+        'seed',
+        'iterations',
+        'minutes',
+        'reconstruction',
+        'own average map',
+        'mean target',
+        'constant map',
+        'margin',
+    ]
     lines = ['| ' + ' | '.join([*head, *(f'depth {name}' for name in ranges)]) + ' |']
     lines.append('|---' * (len(head) + len(ranges)) + '|')
     for result in runs:
         depth = result['student']['depth_within_one_bin']
         shares = [f'{depth[name][0]:.3f} ({result["prior_depth_within_one_bin"][name][0]:.3f})' for name in ranges]
         cells = [str(result['seed']), str(result['iterations']), f'{result["seconds"] / 60:.0f}']
-        losses = (result['student']['reconstruction_loss'], result['mean_target_loss'], result['constant_map_loss'])
+        baselines = [result[f'{name}_loss'] for name in ('student_average_map', 'mean_target', 'constant_map')]
+        losses = (result['student']['reconstruction_loss'], *baselines)
         cells += [*(f'{value:.4f}' for value in losses), f'{margin(result):.1%}']
         lines.append('| ' + ' | '.join([*cells, *shares]) + ' |')
     margins = [margin(result) for result in runs]
@@ -145,7 +155,10 @@ def table(runs: Sequence[Dict[str, Any]]) -> str:
         '',
         f'Margin, by which the loss is below that of the mean target: {statistics.fmean(margins):.1%}{spread}.',
     ]
-    lines += ['Depth: share of labelled cells right within one bin, in brackets that of the most frequent bin.']
+    lines += [
+        "Own average map: the loss of the mean of the student's maps, shown for every frame.",
+        'Depth: share of labelled cells right within one bin, in brackets that of the most frequent bin.',
+    ]
     return '\n'.join(lines) + '\n'
 
 
