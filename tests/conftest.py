@@ -11,7 +11,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterator, Tuple
+from typing import Any, Callable, Dict, Iterator, Sequence, Tuple
 
 import pytest
 import torch
@@ -232,27 +232,49 @@ def manifest(reference_folder: Path) -> Callable[[str], Dict[str, Tuple[int, ...
 
 
 @pytest.fixture(scope='session')
-def tiny_encoder(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """By a layout's name: an encoder of the synthetic world's pretraining configuration as its run leaves it, with random weights."""
+def tiny_encoder(repository: Path, small_world: Path) -> Callable[[str], Path]:
+    """By a layout's name: an encoder as the synthetic world's pretraining leaves it, after four iterations before an untrained teacher.
+
+    By mmdet3d's own script in a process of its own; the workers of pytest-xdist share one.
+    """
 
     def export(layout: str) -> Path:
-        from mmengine.config import Config
+        from geomim.mmdet3d.infos import mmdet3d_tools
 
-        from geomim.checkpoint import export_encoder, save_atomically
-        from geomim.config import config_from_dict
-
-        pretraining = repository / 'configs' / 'mmdet3d' / 'pretrain' / 'geomim_tiny_synthetic.py'
-        config = Config.fromfile(pretraining, import_custom_modules=False)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(11)
-            student = GeoMIM(config_from_dict(config.model.student))
-            for value in student.encoder.parameters():
-                value.data.add_(torch.randn_like(value) * 0.02)
-        path = tmp_path_factory.mktemp('encoder') / f'encoder_{layout}.pth'
-        save_atomically(export_encoder(dict(student.state_dict()), layout), path)
-        return path
+        folder = small_world.parent / 'tiny_pretraining'
+        encoder = folder / f'encoder_{layout}.pth'
+        with locked(folder.with_suffix('.lock')):
+            if not encoder.is_file():
+                script = mmdet3d_tools() / 'train.py'
+                config = repository / 'configs' / 'mmdet3d' / 'pretrain' / 'geomim_tiny_synthetic.py'
+                options = ['train_cfg.max_iters=4', 'train_cfg.val_interval=4', 'param_scheduler.0.end=1']
+                options += ['model.teacher.checkpoint=None']
+                for loader in ('train', 'val', 'test'):
+                    dataset = f'{loader}_dataloader.dataset'
+                    options += [f'{dataset}.data_root={small_world}/', f'{dataset}.metainfo.version=v1.0-trainval']
+                run_quietly([script, config, '--work-dir', folder, '--cfg-options', *options])
+        assert encoder.is_file()
+        return encoder
 
     return export
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """One process at a time, where the system has such locks."""
+    with path.open('a') as lock:
+        with contextlib.suppress(ImportError):
+            import fcntl
+
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def run_quietly(arguments: Sequence[Any]) -> None:
+    """A Python program on one thread; what it says is shown if it fails."""
+    environment = {**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONWARNINGS': 'ignore'}
+    done = subprocess.run([sys.executable, *map(str, arguments)], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr[-4000:]
 
 
 @pytest.fixture(scope='session')
@@ -268,14 +290,7 @@ def small_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if 'PYTEST_XDIST_WORKER' in os.environ:
         folder = folder.parent
     root = folder / 'small_world'
-    command = [sys.executable, '-m', 'geomim', 'synthesize', str(root), '--scenes', '2+1', '--frames', '2']
-    command += ['--image-size', '225', '400', '--workers', '1']
-    with open(str(folder / 'small_world.lock'), 'a') as lock:
-        with contextlib.suppress(ImportError):  # no such locks on this system
-            import fcntl
-
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        environment = {**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONWARNINGS': 'ignore'}
-        done = subprocess.run(command, capture_output=True, text=True, env=environment)
-    assert done.returncode == 0, done.stderr[-4000:]
+    command = ['-m', 'geomim', 'synthesize', root, '--scenes', '2+1', '--frames', '2']
+    with locked(folder / 'small_world.lock'):
+        run_quietly([*command, '--image-size', '225', '400', '--workers', '1'])
     return root
