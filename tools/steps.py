@@ -34,7 +34,8 @@ def run(title: str, command: List[str], log: Optional[Path] = None) -> None:
     """Run a step's command with its output shown, or kept in ``log``; a failure ends the script."""
     say(f'\n=== {title}\n$ {shlex.join(command)}')
     start = time.monotonic()
-    environment = {**os.environ, 'PYTHONWARNINGS': 'ignore'}
+    # threads that wait leave their core to the loading processes
+    environment = {'OMP_WAIT_POLICY': 'PASSIVE', **os.environ, 'PYTHONWARNINGS': 'ignore'}
     if log is None:
         subprocess.run(command, check=True, cwd=ROOT, env=environment)
     else:
