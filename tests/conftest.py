@@ -4,6 +4,7 @@ small world in the nuScenes format."""
 from __future__ import annotations
 
 import contextlib
+import importlib
 import json
 import math
 import os
@@ -11,6 +12,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Callable, Dict, Iterator, Sequence, Tuple
 
 import pytest
@@ -209,6 +211,20 @@ def randomise_parameters() -> Callable[[torch.nn.Module], None]:
 @pytest.fixture(scope='session')
 def repository() -> Path:
     return Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture
+def load_script(repository: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], ModuleType]:
+    """By its path from the root: a script, imported as one that is run, with its folder on the path until the test ends."""
+
+    def load(path: str) -> ModuleType:
+        file = repository / path
+        monkeypatch.syspath_prepend(str(file.parent))
+        module = importlib.import_module(file.stem)
+        assert Path(str(module.__file__)).resolve() == file, f'another module has the name {file.stem}'
+        return module
+
+    return load
 
 
 @pytest.fixture(scope='session')

@@ -2,31 +2,21 @@
 
 from __future__ import annotations
 
-import importlib
-import sys
-from pathlib import Path
 from types import ModuleType
+from typing import Callable
 
 import pytest
 import torch
 
-ROOT = Path(__file__).resolve().parents[1]
 
-
-@pytest.fixture(scope='module')
-def script() -> ModuleType:
-    """tools/evaluate_pretraining.py; tools/ leaves the path again."""
-    tools = ROOT / 'tools'
-    sys.path.insert(0, str(tools))
-    try:
-        return importlib.import_module('evaluate_pretraining')
-    finally:
-        sys.path.remove(str(tools))
+@pytest.fixture
+def script(load_script: Callable[[str], ModuleType]) -> ModuleType:
+    return load_script('tools/evaluate_pretraining.py')
 
 
 def test_the_loss_of_one_map_for_all_frames_needs_only_their_mean_and_power(script: ModuleType) -> None:
-    targets, bev = torch.randn(7, 3, 4, 5), torch.randn(3, 4, 5)
-    loss = script.same_map_loss(bev.double(), targets.double().mean(dim=0), float(targets.square().mean()))
+    targets, bev = torch.randn(7, 3, 4, 5).double(), torch.randn(3, 4, 5).double()
+    loss = script.same_map_loss(bev, targets.mean(dim=0), float(targets.square().mean()))
     assert loss == pytest.approx(float((targets - bev).square().mean()))
 
 

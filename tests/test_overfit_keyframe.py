@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 from pathlib import Path
-from typing import Any, List, Tuple
+from typing import Any, Callable, List, Tuple
 
 import pytest
 import torch
@@ -14,9 +13,8 @@ pytest.importorskip('mmdet3d')
 
 
 @pytest.fixture
-def tool(repository: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.syspath_prepend(str(repository / 'tools'))
-    return importlib.import_module('overfit_keyframe')
+def tool(load_script: Callable[[str], Any]) -> Any:
+    return load_script('tools/overfit_keyframe.py')
 
 
 def boxes(tool: Any, rows: List[Tuple[float, float, int, float]]) -> Any:

@@ -2,28 +2,18 @@
 
 from __future__ import annotations
 
-import importlib
 import json
-import sys
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Dict, List
+from typing import Any, Callable, Dict, List
 
 import numpy as np
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
 
-
-@pytest.fixture(scope='module')
-def priors() -> ModuleType:
-    """benchmarks/priors.py; benchmarks/ leaves the path again."""
-    folder = ROOT / 'benchmarks'
-    sys.path.insert(0, str(folder))
-    try:
-        return importlib.import_module('priors')
-    finally:
-        sys.path.remove(str(folder))
+@pytest.fixture
+def priors(load_script: Callable[[str], ModuleType]) -> ModuleType:
+    return load_script('benchmarks/priors.py')
 
 
 def test_overlaps_of_boxes(priors: ModuleType) -> None:
