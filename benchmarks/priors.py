@@ -24,7 +24,7 @@ BOXES_AN_IMAGE = 100  # as many as COCO counts
 
 
 def score_mean_map(config_path: Path, options: Dict[str, Any]) -> Dict[str, float]:
-    """Scores of the mean training map on the validation frames."""
+    """What the configured evaluator gives the mean training map (classes, Y, X) on validation frames: ``map/mIoU`` etc., percent."""
     from mmdet3d.registry import DATASETS, METRICS
     from mmengine.config import Config
     from mmengine.registry import init_default_scope
@@ -57,7 +57,7 @@ def camera_of(file_name: str) -> str:
 
 
 def overlaps(boxes: np.ndarray) -> np.ndarray:
-    """(M, M) IoU of boxes (M, 4): left, top, width, height."""
+    """(M, M) IoU of boxes (M, 4): left, top, width, height, pixels."""
     low, high = boxes[:, :2], boxes[:, :2] + boxes[:, 2:]
     common = (np.minimum(high[:, None], high) - np.maximum(low[:, None], low)).clip(min=0).prod(axis=-1)
     area = boxes[:, 2:].prod(axis=-1)
@@ -65,7 +65,7 @@ def overlaps(boxes: np.ndarray) -> np.ndarray:
 
 
 def frequent_boxes(boxes: np.ndarray, images: int) -> List[Dict[str, Any]]:
-    """One by one the box that lies over most of those not yet covered; its score is how many an image."""
+    """Of boxes (M, 4), one by one, the one that overlaps most of those not yet covered; its score is how many an image, of ``images``."""
     near, free, found = overlaps(boxes) >= OVERLAP, np.ones(len(boxes), dtype=bool), []
     while free.any() and len(found) < BOXES_AN_IMAGE:
         covered = near & free
@@ -76,7 +76,7 @@ def frequent_boxes(boxes: np.ndarray, images: int) -> List[Dict[str, Any]]:
 
 
 def score_frequent_boxes(train_path: Path, val_path: Path) -> Dict[str, float]:
-    """mAP and AP50 on the validation images of boxes that depend on the camera alone."""
+    """COCO's ``bbox_mAP`` and ``bbox_mAP_50``, 0 to 1, on the validation images of boxes that depend on the camera alone."""
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
 

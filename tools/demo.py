@@ -129,8 +129,8 @@ def finetune(arguments: argparse.Namespace, data: Data, student: Path) -> Dict[s
     encoder, seed, iterations = student.parent / 'encoder_bevdet.pth', arguments.seed, arguments.finetune_iterations
     starts = {report.PRETRAINED: encoder if encoder.is_file() else student, report.SCRATCH: None}
     cores = 1 if torch.cuda.is_available() else os.cpu_count() or 1
-    if cores > 1:  # two runs of half the threads each are through sooner than one after the other
-        os.environ['OMP_NUM_THREADS'] = str(cores // 2)
+    if cores > 1:  # side by side, with half the threads each
+        os.environ.setdefault('OMP_NUM_THREADS', str(cores // 2))
 
     def run_from(name: str) -> report.Run:
         folder = arguments.out / 'finetuning' / finetuning.run_name(starts[name], seed, iterations)
