@@ -38,7 +38,7 @@ PUBLISHED = (
     'bevdet-swinb-4d-stereo-256x704-cbgs-geomim',
     'bevdet-swinb-4d-stereo-512x1408-cbgs-geomim',
 )
-TINY = ('bevdepth4d_tiny_synthetic', 'bevstereo4d_tiny_synthetic')
+TINY = ('bevdepth4d_tiny_synthetic', 'bevdepth4d_rays_tiny_synthetic', 'bevstereo4d_tiny_synthetic')
 PARTS = ('backbones', 'datasets', 'detectors', 'head', 'necks', 'shifted_swin', 'training', 'view_transformer')
 
 
