@@ -36,19 +36,20 @@ def test_a_pose_takes_points_of_the_sensor_to_the_vehicle() -> None:
 
 
 def test_the_rigs_that_come_along_are_sound() -> None:
-    assert set(rig_names()) == {'five', 'front', 'nuscenes'}
+    assert set(rig_names()) == {'five', 'front', 'nuscenes', 'truck'}
     counts = {name: len(build_rig(read_rig(name)).cameras) for name in rig_names()}
-    assert counts == {'five': 5, 'front': 1, 'nuscenes': 6}
+    assert counts == {'five': 5, 'front': 1, 'nuscenes': 6, 'truck': 6}
     for name in rig_names():
         rig = build_rig(read_rig(name))
         assert rig.channels[-1] == LIDAR
         assert len(rig.lidar.elevations) == 32
         assert (np.diff(rig.lidar.elevations) > 0).all()
         for camera in rig.cameras:
-            ahead = camera.cam2ego[:3, 2]  # the optical axis is level, the picture stands upright
-            assert abs(ahead[2]) < 0.03
-            assert camera.cam2ego[2, 1] < -0.99
-            assert 1 < camera.cam2ego[2, 3] < 2.5
+            tilt, height = (-10, 4.0) if name == 'truck' else (0, 1.75)  # degrees, metres
+            rise = np.rad2deg(np.arcsin(camera.cam2ego[2, 2]))  # of the optical axis
+            assert rise == pytest.approx(tilt, abs=1.7)
+            assert camera.cam2ego[2, 1] < -0.98  # the picture stands upright
+            assert camera.cam2ego[2, 3] == pytest.approx(height, abs=0.75)
             assert np.linalg.det(camera.cam2ego) == pytest.approx(1)
 
 
