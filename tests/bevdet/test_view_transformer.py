@@ -91,6 +91,17 @@ def test_averaging_cells_divide_by_weights_above_one(make_rig: MakeRig) -> None:
     torch.testing.assert_close(lifted.bev.double(), expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize('detached', [False, True])
+def test_detached_depth_hears_nothing_of_the_bev_features(make_rig: MakeRig, detached: bool) -> None:
+    transformer = build(detach_depth=detached)
+    lifted = transformer(torch.randn(2, 3, 8, 2, 3), small_rig(make_rig))
+    assert lifted.depth.requires_grad
+    lifted.bev.square().sum().backward()
+    of_depth, of_context = transformer.depth_net.weight.grad.split([12, CHANNELS])
+    assert of_context.abs().max() > 0
+    assert (of_depth.abs().max() > 0) != detached
+
+
 def test_ground_rays_peak_at_the_depth_where_the_ray_meets_the_ground(make_rig: MakeRig) -> None:
     rig = make_rig(1, 1, (64, 96), augmented=False)
     pose = torch.eye(4)

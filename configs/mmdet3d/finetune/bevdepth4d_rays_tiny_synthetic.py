@@ -1,12 +1,15 @@
 # The tiny BEVDepth4D rebuilt to learn as much as possible in some hundred iterations, for comparisons of encoders on a CPU. Beyond
-# the published architecture: cells hold means instead of sums, and the depth network is told where each cell's ray meets the
-# ground. Besides: feature cells of 8 pixels, as most boxes are too small for 16, and a shallow BEV encoder that begins on the
-# fine cells.
+# the published architecture: cells hold means instead of sums, the depth network is told where each cell's ray meets the
+# ground, and depth learns from LiDAR alone. Besides: feature cells of 8 pixels, as most boxes are too small for 16, and a
+# shallow BEV encoder that begins on the fine cells.
 _base_ = './bevdepth4d_tiny_synthetic.py'
 model = dict(
     img_neck=dict(extra_upsample=2),
-    img_view_transformer=dict(downsample=8, average=True, ground_rays=True, depthnet_cfg=dict(use_aspp=False)),
+    img_view_transformer=dict(
+        downsample=8, average=True, detach_depth=True, ground_rays=True, depthnet_cfg=dict(use_aspp=False)
+    ),
     pre_process=None,
     img_bev_encoder_backbone=dict(num_layer=[1, 1], stride=[1, 2], num_channels=[48, 64]),
     img_bev_encoder_neck=dict(in_channels=48 + 64, scale_factor=2, input_feature_index=(0, 1), extra_upsample=None),
 )
+optim_wrapper = dict(optimizer=dict(lr=3e-3), clip_grad=dict(max_norm=35))

@@ -51,6 +51,7 @@ class LSSViewTransformer(BaseModule):
         collapse_z: put the Z layers side by side as channels (layer-major).
         average: where the depth weights that fall into a cell add up to more than 1, the mean by these weights in place of the sum.
             Sums grow a hundredfold towards the cameras. Not in BEVDet.
+        detach_depth: no gradient from the BEV features to the depths, which then learn from :meth:`depth_loss` alone. Not in BEVDet.
 
     Raises:
         ValueError: bounds that do not make whole cells, or an image size that is no multiple of ``downsample``.
@@ -72,6 +73,7 @@ class LSSViewTransformer(BaseModule):
         sid: bool = False,
         collapse_z: bool = True,
         average: bool = False,
+        detach_depth: bool = False,
     ) -> None:
         super().__init__()
         if len(input_size) != 2 or any(side % downsample for side in input_size):
@@ -81,7 +83,7 @@ class LSSViewTransformer(BaseModule):
         self.input_size = (int(input_size[0]), int(input_size[1]))
         self.feature_size = (self.input_size[0] // downsample, self.input_size[1] // downsample)
         self.downsample, self.in_channels, self.out_channels = downsample, in_channels, out_channels
-        self.collapse_z, self.average = collapse_z, average
+        self.collapse_z, self.average, self.detach_depth = collapse_z, average, detach_depth
         self.grid = make_grid(grid_config)
         self.depth_bins = make_depth_bins(grid_config['depth'], sid)
         self.plans = PlanCache() if accelerate else None
@@ -114,7 +116,8 @@ class LSSViewTransformer(BaseModule):
             )
         lifted = self.lift(features.flatten(0, 1), rig, pair)
         depth = at_least_float32(lifted.logits).softmax(dim=1)
-        return BEVFeatures(self.splat(depth, lifted.context, self.plan(rig)), depth)
+        weights = depth.detach() if self.detach_depth else depth
+        return BEVFeatures(self.splat(weights, lifted.context, self.plan(rig)), depth)
 
     def lift(self, features: Tensor, rig: CameraRig, pair: Optional[StereoPair]) -> DepthAndContext:
         """Features (M, in_channels, h, w) -> depth logits (M, D, h, w) and context (M, C, h, w)."""

@@ -24,7 +24,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help='pixels, intrinsics are scaled along; 0 0 keeps the size of each camera in the rig; default: 225 400',
     )  # fmt: skip
     parser.add_argument('--seed', type=int, default=0, help='equal arguments and seed give equal bytes; default: 0')
-    parser.add_argument('--rig', default='nuscenes', help='nuscenes, five, front, truck, or a JSON file; default: nuscenes')
+    parser.add_argument(
+        '--rig', default='nuscenes', help='nuscenes, five, front, truck, or a JSON file; default: nuscenes'
+    )
     parser.add_argument('--camera-sweeps', action='store_true', help='cameras at 12 Hz instead of keyframes only')
     parser.add_argument('--workers', type=int, default=os.cpu_count() or 1, help='processes; default: one a core')
     parser.add_argument('--no-infos', action='store_true', help="leave out mmdet3d's info files")
