@@ -1,7 +1,7 @@
-# The tiny BEVDepth4D rebuilt to learn as much as possible in some hundred iterations, for comparisons of encoders on a CPU. Beyond
-# the published architecture: cells hold means instead of sums, the depth network is told where each cell's ray meets the
-# ground, and depth learns from LiDAR alone. Besides: feature cells of 8 pixels, as most boxes are too small for 16, and a
-# shallow BEV encoder that begins on the fine cells.
+# The tiny BEVDepth4D rebuilt to learn sooner, for comparisons of encoders on a CPU in half an hour. Beyond the published
+# architecture: cells hold means instead of sums, the depth network is told where each cell's ray meets the ground, and
+# depth learns from LiDAR alone. Besides: feature cells of 8 pixels instead of 16, a shallow BEV encoder that begins on
+# the fine cells, and a higher learning rate.
 _base_ = './bevdepth4d_tiny_synthetic.py'
 model = dict(
     img_neck=dict(extra_upsample=2),

@@ -20,7 +20,7 @@ _SPREAD = (0.5, 0.05)  # a bin is near the ground's depth within 0.5 m + 5 %
 def ground_rays(pixels: Tensor, depths: Tensor, rig: CameraRig) -> Tensor:
     """Description of each feature cell's ray by the depth at which it meets the plane z = 0 of the ego frame.
 
-    It depends on the rig alone, not on the number of cameras, and not on a rotation, mirroring or scaling of the BEV frame. An addition of
+    It depends on poses and optics alone, not on a rotation about z, mirroring or scaling of the BEV frame. An addition of
     this project: BEVDepth's network knows the cameras, but not which of its cells looks where.
 
     Args:
@@ -29,7 +29,7 @@ def ground_rays(pixels: Tensor, depths: Tensor, rig: CameraRig) -> Tensor:
         rig: cameras to key ego.
 
     Returns:
-        (M, D + 2, h, w) from -0.5 to 5: how near the ground is to each bin (0 to 1; all 0 where a ray meets no ground within the last bin),
+        (M, D + 2, h, w) from -1 to 5: how near the ground is to each bin (0 to 1; all 0 where a ray meets no ground within the last bin),
         5 / m over the ground's depth, and the rise of the ray over its length.
     """
     ends = torch.stack([torch.zeros_like(depths[0]), torch.ones_like(depths[0])])

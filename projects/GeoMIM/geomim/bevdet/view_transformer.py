@@ -50,13 +50,13 @@ class LSSViewTransformer(BaseModule):
         sid: spacing-increasing depth bins.
         collapse_z: put the Z layers side by side as channels (layer-major).
         average: where the depth weights that fall into a cell add up to more than 1, the mean by these weights in place of the sum.
-            Sums grow a hundredfold towards the cameras. Not in BEVDet.
-        detach_depth: no gradient from the BEV features to the depths, which then learn from :meth:`depth_loss` alone. Not in BEVDet.
+            Near the cameras sums take in many points. Not in BEVDet.
 
     Raises:
         ValueError: bounds that do not make whole cells, or an image size that is no multiple of ``downsample``.
     """
 
+    detach_depth = False  # without labels, depth learns from the BEV features alone
     pixels: Tensor
     depths: Tensor
     lower: Tensor
@@ -73,7 +73,6 @@ class LSSViewTransformer(BaseModule):
         sid: bool = False,
         collapse_z: bool = True,
         average: bool = False,
-        detach_depth: bool = False,
     ) -> None:
         super().__init__()
         if len(input_size) != 2 or any(side % downsample for side in input_size):
@@ -83,7 +82,7 @@ class LSSViewTransformer(BaseModule):
         self.input_size = (int(input_size[0]), int(input_size[1]))
         self.feature_size = (self.input_size[0] // downsample, self.input_size[1] // downsample)
         self.downsample, self.in_channels, self.out_channels = downsample, in_channels, out_channels
-        self.collapse_z, self.average, self.detach_depth = collapse_z, average, detach_depth
+        self.collapse_z, self.average = collapse_z, average
         self.grid = make_grid(grid_config)
         self.depth_bins = make_depth_bins(grid_config['depth'], sid)
         self.plans = PlanCache() if accelerate else None
@@ -138,7 +137,7 @@ class LSSViewTransformer(BaseModule):
         return PoolPlan.build(self.cell_index(rig), cells)
 
     def splat(self, depth: Tensor, context: Tensor, plan: PoolPlan) -> Tensor:
-        """Depth (M, D, h, w) and context (M, C, h, w) -> BEV features, float32."""
+        """Depth (M, D, h, w) and context (M, C, h, w) -> BEV features, float32: sums, or means with ``average``."""
         grid = self.grid
         rows = at_least_float32(context.permute(0, 2, 3, 1).flatten(0, 2))
         weights = depth.permute(0, 2, 3, 1).flatten(0, 2)
@@ -160,7 +159,8 @@ class LSSViewTransformerBEVDepth(LSSViewTransformer):
     Args:
         loss_depth_weight: of :meth:`depth_loss`.
         depthnet_cfg: options of :class:`DepthNet`.
-        ground_rays: tell the depth network where each cell's ray meets the ground. Not in BEVDepth.
+        ground_rays: tell the depth network where each cell's ray meets the ground, see :func:`ground_rays`. Not in BEVDepth.
+        detach_depth: no gradient from the BEV features to the depths, which then learn from :meth:`depth_loss` alone. Not in BEVDepth.
         **options: as :class:`LSSViewTransformer`.
     """
 
@@ -169,10 +169,11 @@ class LSSViewTransformerBEVDepth(LSSViewTransformer):
         loss_depth_weight: float = 3.0,
         depthnet_cfg: Optional[Mapping[str, Any]] = None,
         ground_rays: bool = False,
+        detach_depth: bool = False,
         **options: Any,
     ) -> None:
         super().__init__(**options)
-        self.loss_depth_weight, self.ground_rays = loss_depth_weight, ground_rays
+        self.loss_depth_weight, self.ground_rays, self.detach_depth = loss_depth_weight, ground_rays, detach_depth
         channels, bins = self.in_channels, self.depth_bins.count
         rays = dict(ray_channels=bins + EXTRA_CHANNELS) if ground_rays else {}
         self.depth_net = DepthNet(channels, channels, self.out_channels, bins, **rays, **(depthnet_cfg or {}))
