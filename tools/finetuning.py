@@ -10,7 +10,7 @@ from typing import Any, Dict, List, Optional
 import report
 from steps import CONFIGS, LOADERS, Data, data_options, evaluator_options, image_size, run, schedule_options, train
 
-DETECTOR = CONFIGS / 'finetune' / 'bevdepth4d_tiny_synthetic.py'
+DETECTOR = CONFIGS / 'finetune' / 'bevdepth4d_rays_tiny_synthetic.py'
 PREFIX = 'bevdet'  # of the info files
 
 
