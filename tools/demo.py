@@ -2,6 +2,7 @@
 and without what it learnt, write a report.
 
     python tools/demo.py                                   # a synthetic world
+    python tools/demo.py --quick                           # shorter, only to see every step
     python tools/demo.py --data /datasets/nuscenes         # the same on real data; its folder is left as it is
 
 Each finished step is kept: an interrupted run goes on where it was, training from its last checkpoint.
@@ -42,6 +43,7 @@ from steps import (
 TEACHER = CONFIGS / 'teacher' / 'centerpoint_pillar_tiny_synthetic.py'
 STUDENT = CONFIGS / 'pretrain' / 'geomim_tiny_synthetic.py'
 SYNTHETIC_WIDTH = 400  # pixels, of the images that STUDENT's resize factors are for
+QUICK = dict(scenes='12+3', finetune_iterations=40)
 
 
 def prepare_data(arguments: argparse.Namespace) -> Data:
@@ -205,6 +207,7 @@ def facts(arguments: argparse.Namespace, data: Data, seconds: float) -> List[Any
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    quick = ', '.join(f'--{name.replace("_", "-")} {value}' for name, value in QUICK.items())
     parser.add_argument(
         '--data', default='', help='nuScenes root (samples/, sweeps/, v1.0-*); default: a synthetic world'
     )
@@ -214,9 +217,14 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument('--frames', type=int, default=5, help='keyframes a scene of the synthetic world')
     parser.add_argument('--teacher-iterations', type=int, default=400)
     parser.add_argument('--iterations', type=int, default=110, help='of pretraining')
-    parser.add_argument('--finetune-iterations', type=int, default=700, help='of each of the two finetunings')
+    parser.add_argument('--finetune-iterations', type=int, default=1000, help='of each of the two finetunings')
+    parser.add_argument(
+        '--quick', action='store_true', help=f'every step once, too briefly to detect anything: {quick}'
+    )
     parser.add_argument('--no-finetune', action='store_true', help='end after pretraining')
     parser.add_argument('--seed', type=int, default=0, help='of the world and of all trainings')
+    if parser.parse_args().quick:
+        parser.set_defaults(**QUICK)
     arguments = parser.parse_args()
     arguments.out = arguments.out.expanduser().resolve()
     return arguments
