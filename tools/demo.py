@@ -60,15 +60,8 @@ def prepare_data(arguments: argparse.Namespace) -> Data:
     else:
         root = infos = arguments.out / 'world'
         command = [sys.executable, '-m', 'geomim', 'synthesize', str(root), '--scenes', arguments.scenes]
-        command += [
-            '--frames',
-            str(arguments.frames),
-            '--rig',
-            arguments.rig,
-            '--seed',
-            str(arguments.seed),
-            '--no-infos',
-        ]
+        command += ['--frames', str(arguments.frames), '--rig', arguments.rig]
+        command += ['--seed', str(arguments.seed), '--no-infos']
         run('A small world in the nuScenes format', command)
     version = find_version(root)
     if not all((infos / name).is_file() for name in info_names()):
@@ -213,7 +206,7 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument('--out', type=Path, default=ROOT / 'work_dirs' / 'demo', help='where the results go')
     parser.add_argument('--scenes', default='24+4', help='of the synthetic world, as for `python -m geomim synthesize`')
-    parser.add_argument('--rig', default='truck', help='likewise; high cameras, from which distance is learnt soonest')
+    parser.add_argument('--rig', default='truck', help='likewise; cameras 4 m above the road by default')
     parser.add_argument('--frames', type=int, default=5, help='keyframes a scene of the synthetic world')
     parser.add_argument('--teacher-iterations', type=int, default=400)
     parser.add_argument('--iterations', type=int, default=110, help='of pretraining')
