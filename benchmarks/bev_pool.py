@@ -19,7 +19,7 @@ import time
 import torch
 
 from geomim import BEVGrid, CameraRig, DepthBins, ViewTransform, ViewTransformConfig
-from geomim.pooling import PoolPlan, bev_pool, bev_pool_plain
+from geomim.method.pooling import PoolPlan, bev_pool, bev_pool_plain
 
 
 def surround_rig(cams: int = 6) -> CameraRig:

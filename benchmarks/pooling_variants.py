@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from geomim import CameraRig
-from geomim.pooling import PoolPlan, bev_pool_plain
+from geomim.method.pooling import PoolPlan, bev_pool_plain
 
 Transform = Callable[[Tensor, CameraRig], Tensor]  # features (1, N, C', h, w) to BEV (1, C, Y, X)
 Pool = Callable[[Tensor, Tensor, Any], Tensor]  # depth (N, D, h, w), context (N, C, h, w) and a plan to BEV

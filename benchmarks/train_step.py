@@ -26,7 +26,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from geomim import CameraRig, GeoMIM
-from geomim.config import config_from_dict
+from geomim.method.config import config_from_dict
 
 
 def make_inputs(batch: int, cams: int, device: torch.device) -> tuple:

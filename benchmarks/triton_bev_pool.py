@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from geomim.pooling import PoolPlan, _BagPool
+from geomim.method.pooling import PoolPlan, _BagPool
 
 POINTS_AT_ONCE = 16
 
@@ -59,5 +59,5 @@ class _TritonPool(_BagPool):
 
 
 def triton_bev_pool(depth: Tensor, context: Tensor, plan: PoolPlan) -> Tensor:
-    """As :func:`geomim.pooling.bev_pool`, float32 on a GPU."""
+    """As :func:`geomim.method.pooling.bev_pool`, float32 on a GPU."""
     return _TritonPool.apply(depth, context, plan)

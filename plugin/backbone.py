@@ -12,8 +12,8 @@ from typing import Any, Iterator, List, Tuple, Union
 
 from torch import Tensor, nn
 
-from ..backbone import SwinBackbone, backbone_arguments
-from ..swin import PatchEmbed, PatchMerging, SwinStage, with_position
+from ..adapter.backbone import SwinBackbone, backbone_arguments
+from ..method.swin import PatchEmbed, PatchMerging, SwinStage, with_position
 from .host import BACKBONES, run_logger
 
 StageOutput = Tuple[Tensor, Tuple[int, int], Tensor, Tuple[int, int]]
@@ -65,7 +65,7 @@ class GeoMIMSwin(SwinBackbone):
     """Swin with plain windows, started from a pretrained encoder.
 
     Args:
-        entries: the arguments of :class:`geomim.backbone.SwinBackbone`, or those of a fork's Swin at values that mean the
+        entries: the arguments of :class:`geomim.adapter.backbone.SwinBackbone`, or those of a fork's Swin at values that mean the
             same; ``pretrained=FILE`` is short for ``init_cfg=dict(type='Pretrained', checkpoint=FILE)``.
 
     Raises:

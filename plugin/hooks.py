@@ -11,8 +11,8 @@ from typing import Any, Iterable, Mapping, Optional, Sequence
 from mmcv.runner import Hook, master_only
 from torch import nn
 
-from ..checkpoint import check_encoder_layouts, write_encoders
-from ..guard import TeacherGuard
+from ..checkpoints.loading import check_encoder_layouts, write_encoders
+from ..teachers.guard import TeacherGuard
 from .host import HOOKS, unwrapped
 
 
@@ -88,7 +88,7 @@ class GeoMIMEncoderExportHook(Hook):
 
     Args:
         filename: a layout's name goes before its suffix: ``encoder.pth`` becomes ``encoder_bevdet.pth``.
-        layouts: names that ``geomim.checkpoint.export_encoder`` knows.
+        layouts: names that ``geomim.checkpoints.loading.export_encoder`` knows.
         every_epoch: also after every epoch, over the same files.
 
     Raises:

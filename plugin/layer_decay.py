@@ -7,13 +7,13 @@ from typing import Any, Dict, List, Optional
 from mmcv.runner import DefaultOptimizerConstructor
 from torch import nn
 
-from ..layer_decay import LayerDecay, describe_groups
+from ..adapter.layer_decay import LayerDecay, describe_groups
 from .host import OPTIMIZER_BUILDERS, run_logger
 
 
 @OPTIMIZER_BUILDERS.register_module()
 class GeoMIMLayerDecayOptimizerConstructor(DefaultOptimizerConstructor):
-    """The groups of :class:`geomim.layer_decay.LayerDecay`; ``paramwise_cfg`` holds its decay_rate, num_layers, backbone.
+    """The groups of :class:`geomim.adapter.layer_decay.LayerDecay`; ``paramwise_cfg`` holds its decay_rate, num_layers, backbone.
 
     Raises:
         ValueError: another option, a number out of range, an optimizer without ``lr``, a model without a Swin.

@@ -12,12 +12,12 @@ from mmcv.runner import auto_fp16
 from mmdet.models.detectors import BaseDetector
 from torch import Tensor
 
-from ..checkpoint import load_pretrained
-from ..config import config_from_dict
-from ..depth import check_points, depth_maps
-from ..measures import measure
-from ..pretrainer import GeoMIM, PretrainOutput
-from ..seeds import mask_generator
+from ..adapter.measures import measure
+from ..adapter.seeds import mask_generator
+from ..checkpoints.loading import load_pretrained
+from ..method.config import config_from_dict
+from ..method.depth import check_points, depth_maps
+from ..method.pretrainer import GeoMIM, PretrainOutput
 from .host import DETECTORS, get_dist_info, run_logger
 from .rig import STEP, read_img_inputs
 
@@ -29,7 +29,7 @@ class GeoMIMPretrainer(BaseDetector):
     """GeoMIM pretraining (arXiv 2303.11325) on the data of a BEVDet pipeline.
 
     Args:
-        student: the student's sizes, see :func:`geomim.config.config_from_dict`.
+        student: the student's sizes, see :func:`geomim.method.config.config_from_dict`.
         teacher: config of a detector that turns point clouds into BEV maps, ``GeoMIMLidarTeacher``.
         init_from: MixMAE or pretraining checkpoint that starts the student; random weights if None.
         num_cams: N, as many as ``data_config.cams``.
@@ -99,7 +99,7 @@ class GeoMIMPretrainer(BaseDetector):
         return dict(loss_reconstruction=result.reconstruction_loss, loss_depth=result.depth_loss)
 
     def simple_test(self, img_inputs: Sequence[Tensor], points: Any = None, **data: Any) -> List[Dict[str, float]]:
-        """Figures of each sample, see :func:`geomim.measures.measure`; arguments as :meth:`forward_train`."""
+        """Figures of each sample, see :func:`geomim.adapter.measures.measure`; arguments as :meth:`forward_train`."""
         inputs = self._inputs(img_inputs, points, data)
         result = self.run_student(inputs, torch.Generator().manual_seed(EVALUATION_SEED))
         figures = measure(inputs, result, self.student)

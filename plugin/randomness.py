@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from mmcv.runner import Hook
 
-from ..seeds import derived_seed
+from ..adapter.seeds import derived_seed
 from .host import HOOKS, get_dist_info, unwrapped
 
 

@@ -10,7 +10,7 @@ from typing import Any, Mapping, NamedTuple, Sequence, Tuple
 import torch
 from torch import Tensor
 
-from ..camera import CameraRig, inverse
+from ..method.camera import CameraRig, inverse
 
 _ENTRIES: Tuple[Tuple[str, Tuple[int, ...]], ...] = (
     ('sensor2egos', (4, 4)),

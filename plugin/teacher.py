@@ -13,9 +13,9 @@ from mmcv import Config, ConfigDict
 from mmdet3d.models.builder import build_model
 from torch import Tensor
 
-from ..sparse_kernels import draw_weights
-from ..tapped import TappedDetector, TappedTeacher, model_part, point_features
-from ..teacher import GridLike
+from ..teachers.base import GridLike
+from ..teachers.sparse_kernels import draw_weights
+from ..teachers.tapped import TappedDetector, TappedTeacher, model_part, point_features
 from .host import DETECTORS, run_logger
 
 DetectorSource = Union[str, Path, Dict[str, Any]]
@@ -85,7 +85,7 @@ class GeoMIMLidarTeacher(TappedTeacher):
     Args:
         detector: a model's config dict or a config file of the fork.
         tap: the submodule whose output is the map: 'pts_middle_encoder', 'pts_backbone', 'pts_backbone.blocks.0', ...
-        grid: cells of the map, entries of :class:`geomim.grid.BEVGrid`; measured with a few points if None.
+        grid: cells of the map, entries of :class:`geomim.method.grid.BEVGrid`; measured with a few points if None.
         channels: C; measured if None.
         checkpoint: weights of mmdet3d's CenterPoint or BEVFusion, or of MIT's BEVFusion; None (random) is warned of.
         checkpoint_layout: 'auto', 'mmdet3d' or 'mit'.

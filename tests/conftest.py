@@ -30,9 +30,18 @@ from geomim import (
     TargetConfig,
     ViewTransformConfig,
 )
-from geomim.masking import complementary_masks
+from geomim.method.masking import complementary_masks
 
 IMAGE_SIZE = (64, 96)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Tiny tensors gain nothing from several threads, and lose much on a machine that is busy."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(autouse=True)
@@ -255,7 +264,7 @@ def tiny_encoder(repository: Path, small_world: Path) -> Callable[[str], Path]:
     """
 
     def export(layout: str) -> Path:
-        from geomim.mmdet3d.infos import mmdet3d_tools
+        from geomim.nuscenes.infos import mmdet3d_tools
 
         folder = small_world.parent / 'tiny_pretraining'
         encoder = folder / f'encoder_{layout}.pth'
@@ -309,4 +318,43 @@ def small_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     command = ['-m', 'geomim', 'synthesize', root, '--scenes', '2+1', '--frames', '2']
     with locked(folder / 'small_world.lock'):
         run_quietly([*command, '--image-size', '225', '400', '--workers', '1'])
+    return root
+
+
+@pytest.fixture(scope='session')
+def link_world(small_world: Path) -> Callable[[Path], Path]:
+    return lambda root: linked_world(small_world, root)
+
+
+def linked_world(small_world: Path, root: Path) -> Path:
+    """The small world by links, to which files may be added."""
+    root.mkdir(parents=True)
+    for entry in small_world.iterdir():
+        (root / entry.name).symlink_to(entry)
+    return root
+
+
+def unequal_rig(five: Path) -> Dict[str, Any]:
+    """Five cameras, a sixth of their size (320 x 213 and 320 x 147), each with a focal length of its own."""
+    rig = json.loads(five.read_text())
+    for number, camera in enumerate(rig['cameras'].values()):
+        intrinsics = [[value / 6 for value in row] for row in camera['camera_intrinsic'][:2]]
+        for axis in (0, 1):
+            intrinsics[axis][axis] *= 1 - 0.1 * number
+        camera['camera_intrinsic'] = [*intrinsics, [0.0, 0.0, 1.0]]
+        camera['height'], camera['width'] = camera['height'] // 6, camera['width'] // 6
+    return rig
+
+
+@pytest.fixture(scope='session')
+def five_world(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """1 + 1 scenes of two keyframes seen by five cameras, v1.0-trainval; its rig lies beside it as five.json."""
+    for name in ('cv2', 'nuscenes', 'mmdet3d'):
+        pytest.importorskip(name)
+    root = tmp_path_factory.mktemp('rig') / 'five'
+    rig = root.with_suffix('.json')
+    rig.write_text(json.dumps(unequal_rig(repository / 'projects/GeoMIM/geomim/synthetic/rigs/five.json')))
+    command = ['-m', 'geomim', 'synthesize', str(root), '--rig', str(rig), '--scenes', '1+1']
+    command += ['--frames', '2', '--image-size', '0', '0', '--workers', '1']
+    run_quietly(command)
     return root

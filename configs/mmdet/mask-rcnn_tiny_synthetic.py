@@ -1,5 +1,5 @@
 # A Mask R-CNN of 2 million parameters that trains in minutes on two CPU cores, on the labels that
-# `python -m geomim.mmdet3d.image_labels data/synthetic` derives from the synthetic world, from the encoder that
+# `python -m geomim infos data/synthetic --for images` derives from the synthetic world, from the encoder that
 # mmdet3d/pretrain/geomim_tiny_synthetic.py leaves behind; `--cfg-options model.backbone.init_cfg=None` starts without it.
 _base_ = './mask-rcnn_swin-b_geomim_1x_nuimages.py'
 data_root = 'data/synthetic/'

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterator, List, Optional
+from typing import Any, Callable, Dict, List, Optional
 
 import pytest
-import torch
 
 CAMERAS = ['CAM_FRONT_LEFT', 'CAM_FRONT', 'CAM_FRONT_RIGHT', 'CAM_BACK_LEFT', 'CAM_BACK', 'CAM_BACK_RIGHT']
 DATA_CONFIG = dict(
@@ -20,14 +19,6 @@ DATA_CONFIG = dict(
     crop_h=(0.0, 0.0),
     resize_test=0.0,
 )
-
-
-def linked_world(small_world: Path, root: Path) -> Path:
-    """The small world by links, to which files may be added."""
-    root.mkdir(parents=True)
-    for entry in small_world.iterdir():
-        (root / entry.name).symlink_to(entry)
-    return root
 
 
 def make_pipeline(
@@ -62,24 +53,15 @@ def mmdet3d_scope() -> None:
     init_default_scope('mmdet3d')
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Tiny tensors gain nothing from several threads, and lose much on a machine that is busy."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope='session')
-def bevdet_world(small_world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def bevdet_world(link_world: Callable[[Path], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Not to be changed."""
     from mmdet3d.utils import register_all_modules
 
-    from geomim.bevdet.infos import make_bevdet_infos
+    from geomim.nuscenes.bevdet_infos import make_bevdet_infos
 
     register_all_modules(init_default_scope=True)
-    return make_bevdet_infos(linked_world(small_world, tmp_path_factory.mktemp('bevdet') / 'world'))
+    return make_bevdet_infos(link_world(tmp_path_factory.mktemp('bevdet') / 'world'))
 
 
 @pytest.fixture(scope='session')
@@ -102,8 +84,3 @@ def make_dataset(bevdet_world: Path) -> Callable[..., Any]:
         return BEVDetNuScenesDataset(**{**settings, **changes})
 
     return build
-
-
-@pytest.fixture(scope='session')
-def link_world(small_world: Path) -> Callable[[Path], Path]:
-    return lambda root: linked_world(small_world, root)

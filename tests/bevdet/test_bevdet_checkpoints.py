@@ -11,8 +11,7 @@ from mmdet.models.backbones.swin import WindowMSA
 from torch import Tensor
 
 from geomim.__main__ import main
-from geomim.checkpoint import load_encoder, read_checkpoint, save_atomically
-from geomim.detector_layouts import (
+from geomim.checkpoints.detector_layouts import (
     convert_detector,
     describe_detector,
     detector_layout,
@@ -20,9 +19,10 @@ from geomim.detector_layouts import (
     to_bevdet,
     to_mmdet3d,
 )
+from geomim.checkpoints.loading import load_encoder, read_checkpoint, save_atomically
+from geomim.checkpoints.position_bias import resize_position_bias, window_of_table
+from geomim.method.windows import relative_position_index
 from geomim.mmdet3d import GeoMIMSwin
-from geomim.position_bias import resize_position_bias, window_of_table
-from geomim.windows import relative_position_index
 
 State = Dict[str, Tensor]
 GEOMIM_BASE = 'bevdet-swinb-4d-stereo-256x704-cbgs-geomim'

@@ -23,7 +23,7 @@ from mmengine.registry import (
     DefaultScope,
 )
 
-from geomim.detector_layouts import describe_detector, to_bevdet
+from geomim.checkpoints.detector_layouts import describe_detector, to_bevdet
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 FOLDER = REPOSITORY / 'configs' / 'mmdet3d' / 'finetune'

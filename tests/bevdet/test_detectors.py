@@ -19,7 +19,7 @@ from mmengine.structures import InstanceData
 
 import geomim.bevdet  # noqa: F401 - registers every part
 from geomim.bevdet.detectors import BEVDet, BEVStereo4D
-from geomim.bevdet.vocabulary import translate_model
+from geomim.proofs.bevdet_configs import translate_model
 
 SIZE = (64, 96)
 CHANNELS = 4  # of a frame in BEV

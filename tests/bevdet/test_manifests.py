@@ -13,7 +13,7 @@ import torch
 from mmdet3d.registry import MODELS
 
 import geomim.bevdet  # noqa: F401 - registers every part
-from geomim.bevdet.vocabulary import translate_model
+from geomim.proofs.bevdet_configs import translate_model
 
 ONE_TASK = [10]
 SIX_TASKS = [1, 2, 2, 1, 2, 2]

@@ -12,7 +12,7 @@ np = pytest.importorskip('numpy')
 pytest.importorskip('mmdet3d')
 
 from geomim.__main__ import main  # noqa: E402
-from geomim.commands.verify import verify_file  # noqa: E402
+from geomim.proofs.files import verify_file  # noqa: E402
 from geomim.proofs.reference_file import ReferenceFile, Row  # noqa: E402
 
 FILES = ('bevdet', '4d', 'depth', 'stereo', 'occ')

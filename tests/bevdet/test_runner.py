@@ -40,7 +40,7 @@ def micro_config(*arguments: Any, **options: Any) -> Any:
 
 def train(work_dir: Path, config: Any, *options: str, processes: int = 1) -> subprocess.CompletedProcess:
     """mmdet3d's train.py on a configuration, as a user starts it."""
-    from geomim.mmdet3d.infos import mmdet3d_tools
+    from geomim.nuscenes.infos import mmdet3d_tools
 
     work_dir.mkdir(parents=True, exist_ok=True)
     config.dump(str(work_dir / 'micro.py'))
@@ -57,7 +57,7 @@ def losses(work_dir: Path, rank: int = 0) -> List[Dict[str, float]]:
 
 
 def checkpoint(path: Path) -> Dict[str, Any]:
-    from geomim.mmdet3d.compat import load_local_checkpoint
+    from geomim.mmengine.compat import load_local_checkpoint
 
     return load_local_checkpoint(path, 'cpu')
 
@@ -188,7 +188,7 @@ def test_a_file_without_an_encoder_is_refused(bevdet_world: Path, tmp_path: Path
 @pytest.fixture(scope='module')
 def real_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """nuScenes tables around one real keyframe; the script that writes them is not part of the project."""
-    from geomim.bevdet.infos import make_bevdet_infos
+    from geomim.nuscenes.bevdet_infos import make_bevdet_infos
 
     if not REAL_MINI.is_file():
         pytest.skip(f'no {REAL_MINI}; set GEOMIM_REAL_MINI to a script that writes nuScenes tables of a real keyframe')

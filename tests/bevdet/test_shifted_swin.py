@@ -11,7 +11,7 @@ from mmdet.models.backbones.swin import SwinTransformer
 from torch import Tensor
 
 from geomim.bevdet.shifted_swin import ShiftedSwin
-from geomim.position_bias import resize_position_bias
+from geomim.checkpoints.position_bias import resize_position_bias
 
 SIZES: Dict[str, Any] = dict(embed_dims=8, depths=(2, 2, 3), num_heads=(1, 2, 2), strides=(4, 2, 2), out_indices=(1, 2))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Dict, Sequence, Tuple
 
-from geomim.grid import BEVGrid
+from geomim.method.grid import BEVGrid
 
 CONFIGS = Path(__file__).resolve().parents[2] / 'configs' / 'mmdet3d' / '_base_' / 'teachers'
 # Not square, so that a swap of the axes cannot hide: 24 x 16 cells of 0.6 m along x and y

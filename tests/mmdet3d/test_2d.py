@@ -22,7 +22,7 @@ import mmengine
 from mmengine.config import Config
 
 from geomim.mmdet3d import image_labels
-from geomim.mmdet3d.image_labels import CLASSES, UNLABELLED, make_image_labels, outline, points_in_image
+from geomim.nuscenes.image_labels import CLASSES, UNLABELLED, make_image_labels, outline, points_in_image
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ROOT / 'configs'
@@ -238,7 +238,7 @@ def scores(folder: Path) -> Dict[str, float]:
 
 
 def weights(path: Path) -> Dict[str, torch.Tensor]:
-    from geomim.mmdet3d.compat import load_local_checkpoint
+    from geomim.mmengine.compat import load_local_checkpoint
 
     return load_local_checkpoint(path, 'cpu')['state_dict']
 

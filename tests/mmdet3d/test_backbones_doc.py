@@ -45,7 +45,7 @@ IN_MMSEG = [name for name, code in BLOCKS.items() if "_base_ = 'mmseg::" in code
 def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The encoder that all blocks load, exported once: Swin-B's widths, fewer blocks."""
     from geomim import SwinConfig, SwinEncoder
-    from geomim.checkpoint import export_encoder, save_atomically
+    from geomim.checkpoints.loading import export_encoder, save_atomically
 
     torch.manual_seed(3)
     student = SwinEncoder(SwinConfig(depths=DEPTHS))

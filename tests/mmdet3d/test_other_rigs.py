@@ -113,7 +113,7 @@ def test_the_pages_block_makes_a_rig_by_configuration_alone(five_world: Path, tm
 
 
 def test_six_cameras_weights_go_on_with_five(five_world: Path, six_cameras: Path, tmp_path: Path) -> None:
-    from geomim.checkpoint import read_checkpoint
+    from geomim.checkpoints.loading import read_checkpoint
 
     name = 'geomim_five_tiny_synthetic'
     work_dir = run(tmp_path, five_world, '--config', name, '--load-from', str(six_cameras / 'iter_2.pth'))
@@ -153,13 +153,13 @@ def test_a_detector_of_five_cameras_finetunes_from_the_encoder_of_six(
     from mmengine.dataset import pseudo_collate
     from mmengine.registry import init_default_scope
 
-    from geomim.checkpoint import read_checkpoint
+    from geomim.checkpoints.loading import read_checkpoint
 
     linked = tmp_path / 'linked'
     linked.mkdir()
     for entry in five_world.iterdir():
         (linked / entry.name).symlink_to(entry)
-    subprocess.run([sys.executable, '-m', 'geomim.bevdet.infos', str(linked)], check=True, env=ENVIRONMENT)
+    subprocess.run([sys.executable, '-m', 'geomim.nuscenes.bevdet_infos', str(linked)], check=True, env=ENVIRONMENT)
     config = rig_of_your_own(tmp_path, linked)
     backbone = config.model.img_backbone
     backbone.update(embed_dims=8, num_heads=(1, 2, 2, 4), window_size=(4, 4, 3, 2))

@@ -38,7 +38,7 @@ def test_the_tiny_student_begins_to_overfit_the_keyframe() -> None:
     from mmengine.config import Config
     from mmengine.registry import MODELS
 
-    from geomim.mmdet3d.model import measure
+    from geomim.mmengine.model import measure
 
     config = Config.fromfile(ROOT / 'configs' / 'mmdet3d' / 'pretrain' / 'geomim_tiny_cpu.py')
     model = MODELS.build(config.model)

@@ -16,10 +16,10 @@ from mmdet3d.structures import Det3DDataSample
 from mmengine.registry import MODELS
 
 import geomim.mmdet3d  # noqa: F401
-from geomim.checkpoint import load_pretrained
-from geomim.commands import verify
-from geomim.depth import depth_maps
-from geomim.layouts import from_reference, to_reference
+from geomim.checkpoints.layouts import from_reference, to_reference
+from geomim.checkpoints.loading import load_pretrained
+from geomim.proofs import pretraining as verify
+from geomim.method.depth import depth_maps
 from geomim.proofs.reference_file import ReferenceFile, compare_all
 
 

@@ -41,7 +41,7 @@ def losses(work_dir: Path) -> List[Dict[str, float]]:
 
 
 def weights(path: Path) -> Dict[str, torch.Tensor]:
-    from geomim.checkpoint import read_checkpoint
+    from geomim.checkpoints.loading import read_checkpoint
 
     return read_checkpoint(path)['state_dict']
 
@@ -146,7 +146,7 @@ def test_two_processes_give_the_gradients_of_one(small_world: Path, tmp_path: Pa
 def test_a_runs_own_checkpoint_is_read_on_an_older_torch_too(unbroken: Path, monkeypatch) -> None:
     from mmengine.logging import HistoryBuffer
 
-    from geomim.mmdet3d.compat import load_local_checkpoint
+    from geomim.mmengine.compat import load_local_checkpoint
 
     path = unbroken / 'iter_4.pth'
     current = load_local_checkpoint(path, 'cpu')

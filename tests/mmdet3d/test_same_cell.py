@@ -11,10 +11,10 @@ pytest.importorskip('mmdet3d')
 from mmdet3d.structures import LiDARPoints
 
 from geomim import BEVGrid, CameraRig, DepthBins, ViewTransform, ViewTransformConfig
-from geomim.depth import project_points
+from geomim.method.depth import project_points
 from geomim.mmdet3d.teacher import LidarTeacher, expected_cell
 from geomim.mmdet3d.transforms import BEVFlip
-from geomim.teacher_probe import lit_cell, object_points
+from geomim.teachers.probe import lit_cell, object_points
 
 from .teacher_zoo import KINDS, near, teacher_config
 

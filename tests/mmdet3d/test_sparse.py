@@ -16,9 +16,9 @@ spconv = pytest.importorskip('spconv.pytorch')
 
 from mmdet3d.models.middle_encoders import SparseEncoder  # noqa: E402
 
-from geomim.mmdet3d.encoders import BEVFusionLSparseEncoder  # noqa: E402
+from geomim.mmdet3d.lidar_encoder import BEVFusionLSparseEncoder  # noqa: E402
 from geomim.mmdet3d.sparse import SparseOnCPUHook, share_indices  # noqa: E402
-from geomim.sparse_kernels import (  # noqa: E402
+from geomim.teachers.sparse_kernels import (  # noqa: E402
     draw_weights,
     kernel_order,
     reorder_kernels,

@@ -18,14 +18,14 @@ from mmengine.registry import MODELS
 from mmengine.runner.checkpoint import get_state_dict
 from mmengine.runner.checkpoint import load_state_dict as mmengine_load
 
-from geomim.grid import BEVGrid
+from geomim.method.grid import BEVGrid
 from geomim.mmdet3d.teacher import (
     GivenBEVTeacher,
     LidarTeacher,
     TeacherRecord,
     expected_cell,
 )
-from geomim.teacher_probe import lit_cell, measure_grid, object_points
+from geomim.teachers.probe import lit_cell, measure_grid, object_points
 
 from .teacher_zoo import CONFIGS, KINDS, ORDERS, X_BOUND, Y_BOUND, detector, near, sparse_encoder, teacher_config
 

@@ -18,8 +18,8 @@ pytest.importorskip('spconv.pytorch')
 from mmengine.logging import MessageHub
 
 from geomim.mmdet3d.teacher import LidarTeacher
-from geomim.sparse_kernels import sparse_convolutions, turned
-from geomim.teacher_probe import object_points
+from geomim.teachers.probe import object_points
+from geomim.teachers.sparse_kernels import sparse_convolutions, turned
 
 from .teacher_zoo import teacher_config
 

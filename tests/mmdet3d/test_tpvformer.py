@@ -77,7 +77,7 @@ def micro_config(data_root: Path, encoder: Path) -> Config:
 
 def script(name: str, checkout: Path, folder: Path, *arguments: Any) -> str:
     """Run one of mmdet3d's scripts, as a user does; what it wrote to its log."""
-    from geomim.mmdet3d.infos import mmdet3d_tools
+    from geomim.nuscenes.infos import mmdet3d_tools
 
     environment = {**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONWARNINGS': 'ignore', cures.CHECKOUT: str(checkout)}
     command = [sys.executable, str(mmdet3d_tools() / name), *map(str, arguments), '--work-dir', str(folder)]
@@ -92,7 +92,7 @@ def scores(folder: Path) -> Dict[str, float]:
 
 
 def weights(path: Path) -> Dict[str, Any]:
-    from geomim.mmdet3d.compat import load_local_checkpoint
+    from geomim.mmengine.compat import load_local_checkpoint
 
     return load_local_checkpoint(path, 'cpu')
 

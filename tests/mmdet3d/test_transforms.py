@@ -13,15 +13,15 @@ from mmdet3d.registry import DATASETS
 from mmdet3d.structures import LiDARInstance3DBoxes, LiDARPoints
 from mmdet3d.utils import register_all_modules
 
-from geomim.depth import project_points
+from geomim.method.depth import project_points
 from geomim.mmdet3d.loading import CheckPointCloud, LoadCameraRig
-from geomim.mmdet3d.rig import build_rig
 from geomim.mmdet3d.transforms import (
     BEVFlip,
     PackGeoMIMInputs,
     PointsToDepthMap,
     SurroundImageAug,
 )
+from geomim.mmengine.rig import build_rig
 
 NAMES = ['CAM_A', 'CAM_B', 'CAM_C']
 FRAME = Path(os.environ.get('GEOMIM_NUSCENES_FRAME', Path(__file__).parents[2].parent / 'shared/data/nuscenes_frame'))

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Dict, Iterator, NoReturn, Optional
+from typing import Any, Dict, NoReturn, Optional
 
 import pytest
-import torch
 
 
 def _host() -> str:
@@ -30,14 +29,6 @@ class LeftOut(pytest.Module):
 
 def pytest_pycollect_makemodule(module_path: Path, parent: pytest.Collector) -> Optional[pytest.Module]:
     return LeftOut.from_parent(parent, path=module_path) if MISSING else None
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope='session')

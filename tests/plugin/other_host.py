@@ -17,7 +17,7 @@ from mmengine.runner import Runner
 from torch import Tensor
 
 import geomim.mmdet3d  # noqa: F401
-from geomim.checkpoint import load_pretrained
+from geomim.checkpoints.loading import load_pretrained
 
 
 def pretrainer(student: Dict[str, Any], **options: Any) -> BaseModel:

@@ -19,8 +19,8 @@ from mmdet3d.models import build_backbone
 from torch import Tensor
 
 import geomim.plugin as plugin
-from geomim.backbone import SwinBackbone
-from geomim.layouts import export_encoder
+from geomim.adapter.backbone import SwinBackbone
+from geomim.checkpoints.layouts import export_encoder
 
 SIZES: Dict[str, Any] = dict(
     embed_dims=8, depths=(1, 1, 2, 1), num_heads=(1, 2, 2, 4), window_size=(4, 4, 3, 2), pretrain_img_size=32

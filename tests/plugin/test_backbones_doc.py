@@ -10,7 +10,7 @@ from mmcv import Config
 from mmdet3d.models import build_backbone, build_neck
 
 from geomim import SwinConfig, SwinEncoder
-from geomim.checkpoint import export_encoder, save_atomically
+from geomim.checkpoints.loading import export_encoder, save_atomically
 
 DEPTHS = (1, 1, 2, 1)
 

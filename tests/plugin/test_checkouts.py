@@ -18,9 +18,9 @@ import mmdet3d
 import pytest
 import torch
 
-from geomim.checkpoint import load_encoder
-from geomim.config import config_from_dict
-from geomim.swin import SwinEncoder
+from geomim.checkpoints.loading import load_encoder
+from geomim.method.config import config_from_dict
+from geomim.method.swin import SwinEncoder
 
 ROOT = Path(__file__).resolve().parents[2]
 PATH_IN_DOCS = '/path/to/geomim/'

@@ -18,9 +18,9 @@ from torch import Tensor
 
 import geomim.plugin
 from geomim import GeoMIM
-from geomim.backbone import SwinBackbone
-from geomim.checkpoint import load_encoder, load_pretrained, read_checkpoint, tensors_of
-from geomim.config import config_from_dict
+from geomim.adapter.backbone import SwinBackbone
+from geomim.checkpoints.loading import load_encoder, load_pretrained, read_checkpoint, tensors_of
+from geomim.method.config import config_from_dict
 
 State = Dict[str, Tensor]
 

@@ -17,8 +17,8 @@ from torch import Tensor
 import geomim.plugin  # noqa: F401
 from geomim import CameraRig, DepthBins, ViewTransform, ViewTransformConfig
 from geomim.plugin.rig import read_img_inputs
-from geomim.teacher import BEVTeacher, expected_cell
-from geomim.teacher_probe import lit_cell, object_points
+from geomim.teachers.base import BEVTeacher, expected_cell
+from geomim.teachers.probe import lit_cell, object_points
 
 IMAGE_SIZE = (256, 384)
 CAMERAS = tuple(f'CAM_{index}' for index in range(6))

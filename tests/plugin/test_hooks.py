@@ -16,10 +16,10 @@ from torch import Tensor, nn
 
 import geomim.plugin
 from geomim import BEVGrid, GeoMIM, SwinEncoder
-from geomim.checkpoint import load_encoder
-from geomim.config import config_from_dict
-from geomim.seeds import mask_generator
-from geomim.teacher import TeacherRecord
+from geomim.adapter.seeds import mask_generator
+from geomim.checkpoints.loading import load_encoder
+from geomim.method.config import config_from_dict
+from geomim.teachers.base import TeacherRecord
 
 
 class HidingTeacher(nn.Module):

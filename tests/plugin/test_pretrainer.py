@@ -16,15 +16,15 @@ from mmdet3d.models.builder import DETECTORS, build_detector
 from torch import Tensor, nn
 
 import geomim.plugin  # noqa: F401
-from geomim.camera import CameraRig
-from geomim.checkpoint import load_pretrained
-from geomim.commands import verify
-from geomim.depth import depth_maps
-from geomim.grid import BEVGrid
-from geomim.layouts import from_reference, to_reference
+from geomim.checkpoints.layouts import from_reference, to_reference
+from geomim.checkpoints.loading import load_pretrained
+from geomim.proofs import pretraining as verify
+from geomim.method.camera import CameraRig
+from geomim.method.depth import depth_maps
+from geomim.method.grid import BEVGrid
 from geomim.plugin.rig import read_img_inputs
 from geomim.proofs.reference_file import ReferenceFile, compare_all
-from geomim.teacher import BEVTeacher, TeacherRecord
+from geomim.teachers.base import BEVTeacher, TeacherRecord
 
 
 @DETECTORS.register_module(name='GivenBEVForTests', force=True)

@@ -14,9 +14,9 @@ from mmdet3d.models.builder import DETECTORS, build_detector
 from torch import Tensor, nn
 
 import geomim.plugin  # noqa: F401
-from geomim.sparse_kernels import sparse_convolutions, turned
-from geomim.teacher import BEVTeacher
-from geomim.teacher_probe import object_points
+from geomim.teachers.base import BEVTeacher
+from geomim.teachers.probe import object_points
+from geomim.teachers.sparse_kernels import sparse_convolutions, turned
 
 INSTALLED = Path(mmdet3d.__file__).parent / '.mim' / 'configs'
 SPAN, PILLAR = [-7.2, -4.8, -5.0, 7.2, 4.8, 3.0], [0.6, 0.6, 8.0]

@@ -15,16 +15,16 @@ from torch import Tensor
 
 np = pytest.importorskip('numpy', reason='reference tensors are .npz files')
 
-import geomim.attention  # noqa: E402
-import geomim.lift_splat  # noqa: E402
+import geomim.method.attention  # noqa: E402
+import geomim.method.lift_splat  # noqa: E402
 from geomim import CameraRig, GeoMIM  # noqa: E402
 from geomim.__main__ import main  # noqa: E402
-from geomim.commands import verify as verify_module  # noqa: E402
-from geomim.commands.verify import verify_file  # noqa: E402
-from geomim.depth import depth_maps  # noqa: E402
-from geomim.layouts import to_reference  # noqa: E402
-from geomim.masking import complementary_masks  # noqa: E402
-from geomim.pooling import bev_pool_plain  # noqa: E402
+from geomim.checkpoints.layouts import to_reference  # noqa: E402
+from geomim.proofs import pretraining as verify_module  # noqa: E402
+from geomim.proofs.files import verify_file  # noqa: E402
+from geomim.method.depth import depth_maps  # noqa: E402
+from geomim.method.masking import complementary_masks  # noqa: E402
+from geomim.method.pooling import bev_pool_plain  # noqa: E402
 
 Make = Callable[..., Any]
 
@@ -161,9 +161,9 @@ def plainly_written(
     cams, batch, size = case[:3]
     rig = make_rig(batch, cams, image_size=size, augmented=True)
     with pytest.MonkeyPatch.context() as plain:
-        plain.setattr(geomim.attention, '_FUSED', None)
+        plain.setattr(geomim.method.attention, '_FUSED', None)
         plain.setattr(
-            geomim.lift_splat,
+            geomim.method.lift_splat,
             'bev_pool',
             lambda depth, context, plan: bev_pool_plain(depth, context, plan.cells, plan.num_cells),
         )

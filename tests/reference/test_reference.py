@@ -13,8 +13,8 @@ from torch import Tensor
 np = pytest.importorskip('numpy', reason='reference tensors are .npz files')
 
 from geomim.__main__ import main  # noqa: E402
-from geomim.commands import verify as verify_module  # noqa: E402
-from geomim.commands.verify import verify_file  # noqa: E402
+from geomim.proofs import pretraining as verify_module  # noqa: E402
+from geomim.proofs.files import verify_file  # noqa: E402
 from geomim.proofs.reference_file import GRADIENT_TOLERANCE, OUTPUT_TOLERANCE, Row, compare, compare_all  # noqa: E402
 
 FILES = ('pretrain_tiny', 'mixmae_initialisation_tiny', 'position_bias_interpolation', 'finetune_backbone_tiny')

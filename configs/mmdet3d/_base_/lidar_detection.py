@@ -1,6 +1,6 @@
 # LiDAR detection on nuScenes' tables for teachers that are trained here: ten sweeps, all classes, nuScenes' own metric.
 # Counted in iterations, so that a budget of minutes is easily set: --cfg-options iterations=... does not reach derived
-# values; tools/demo.py shows which ones to set along.
+# values; tools/demo/demo.py shows which ones to set along.
 _base_ = ['./nuscenes.py', './runtime.py']
 iterations = 600
 lr = 3e-3

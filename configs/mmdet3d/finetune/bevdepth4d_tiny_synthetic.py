@@ -1,6 +1,6 @@
 # A BEVDepth4D of 3 million parameters that trains in minutes on two CPU cores on the synthetic world, from the encoder that
 # pretrain/geomim_tiny_synthetic.py leaves behind; `--cfg-options model.img_backbone.init_cfg=None` starts without it. The
-# info files are made by `python -m geomim.bevdet.infos data/synthetic`.
+# info files are made by `python -m geomim infos data/synthetic`.
 _base_ = './bevdet-r50-4d-depth-cbgs.py'
 data_root = 'data/synthetic/'
 iterations = 300

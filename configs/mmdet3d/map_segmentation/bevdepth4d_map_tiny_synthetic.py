@@ -1,6 +1,6 @@
 # Cells of 1 m by a network of 3 million parameters, which trains in minutes on two CPU cores on the synthetic world, from the encoder that
 # pretrain/geomim_tiny_synthetic.py leaves behind; `--cfg-options model.img_backbone.init_cfg=None` starts without it. The info
-# files are made by `python -m geomim.bevdet.infos data/synthetic`.
+# files are made by `python -m geomim infos data/synthetic`.
 _base_ = '../finetune/bevdepth4d_tiny_synthetic.py'
 map_grid = dict(x=[-50.0, 50.0, 1.0], y=[-50.0, 50.0, 1.0])
 map_classes = [

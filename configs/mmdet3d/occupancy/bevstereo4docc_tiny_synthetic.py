@@ -1,6 +1,6 @@
 # Occupancy of voxels of 0.8 m by a network of 2 million parameters, small enough for two CPU cores, on the synthetic world, from the
 # encoder that pretrain/geomim_tiny_synthetic.py leaves behind; `--cfg-options model.img_backbone.init_cfg=None` starts without it. The
-# info files are made by `python -m geomim.bevdet.infos data/synthetic`.
+# info files are made by `python -m geomim infos data/synthetic`.
 _base_ = '../finetune/bevstereo4d_tiny_synthetic.py'
 channels = 8
 frames = 2

@@ -1,6 +1,6 @@
 # An MV-FCOS3D++ of 2 million parameters that trains in minutes on two CPU cores on five synthetic cameras, from the encoder
 # that pretrain/geomim_five_tiny_synthetic.py leaves behind; `--cfg-options model.backbone.init_cfg=None` starts without it.
-#   python -m geomim synthesize data/five --rig five && python -m geomim.mmdet3d.waymo_infos data/five
+#   python -m geomim synthesize data/five --rig five && python -m geomim infos data/five --for waymo
 # Waymo's own metric needs waymo-open-dataset; here mmdet3d's IndoorMetric, average precision by 3D overlap, takes its place.
 _base_ = './mvfcos3d_swin-b_geomim_8xb2_waymoD5-3d-3class.py'
 data_root = 'data/five/'

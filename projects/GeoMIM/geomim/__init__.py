@@ -1,14 +1,14 @@
 """GeoMIM: masked-image pretraining of camera bird's-eye-view networks against a LiDAR teacher (ICCV 2023, arXiv 2303.11325)."""
 
 from . import _identity  # noqa: F401 - refuses a second copy of the package in the process
-from .camera import CameraRig
-from .decoder import DecoderConfig
-from .depth import DepthBins
-from .grid import BEVGrid
-from .lift_splat import ViewTransform, ViewTransformConfig
-from .pretrainer import GeoMIM, GeoMIMConfig, PretrainOutput
-from .swin import SwinConfig, SwinEncoder
-from .target import TargetConfig
+from .method.camera import CameraRig
+from .method.decoder import DecoderConfig
+from .method.depth import DepthBins
+from .method.grid import BEVGrid
+from .method.lift_splat import ViewTransform, ViewTransformConfig
+from .method.pretrainer import GeoMIM, GeoMIMConfig, PretrainOutput
+from .method.swin import SwinConfig, SwinEncoder
+from .method.target import TargetConfig
 
 __version__ = '0.1.0'
 

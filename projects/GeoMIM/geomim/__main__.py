@@ -6,7 +6,7 @@ import argparse
 import sys
 from typing import List, Optional
 
-from .commands import detect, files, synthesize, verify
+from .commands import detect, files, infos, synthesize, verify
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -17,6 +17,7 @@ def build_parser() -> argparse.ArgumentParser:
         ('convert', files.add_convert_arguments, files.run_convert, 'write a checkpoint in another layout'),
         ('verify', verify.add_arguments, verify.run, 'compare the installed code with reference tensors'),
         ('synthesize', synthesize.add_arguments, synthesize.run, 'make a small world in the nuScenes format'),
+        ('infos', infos.add_arguments, infos.run, 'make the info files of a nuScenes folder'),
         ('detect', detect.add_arguments, detect.run, 'run a finetuned detector, write results and pictures'),
     ):
         command = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + '.')

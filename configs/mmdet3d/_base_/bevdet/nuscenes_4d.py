@@ -1,5 +1,5 @@
 # nuScenes for the BEVDet family, as published: six cameras, the keyframe before, class-balanced sampling. The info files
-# are made by `python -m geomim.bevdet.infos data/nuscenes`. A child that changes a step composes the pipelines anew:
+# are made by `python -m geomim infos data/nuscenes`. A child that changes a step composes the pipelines anew:
 #   train_pipeline = [dict(_base_.load, num_frames=3), _base_.image_aug, *_base_.depth, *_base_.annotate, _base_.pack]
 data_root = 'data/nuscenes/'
 data_version = 'v1.0-trainval'

@@ -5,6 +5,7 @@ Everything registers under mmengine's root registries, where mmdet3d, mmdet and 
 
 from .. import mmdet3d  # noqa: F401  (the GeoMIM Swin, hooks, and the cures of the host)
 from .backbones import CustomResNet, CustomResNet3D, StereoShiftedSwin
+from .boxes.head import BEVDetCenterHead
 from .datasets import (
     BEVDET_CLASSES,
     OCCUPANCY_CLASSES,
@@ -25,16 +26,14 @@ from .datasets import (
     SurroundFramesAug,
 )
 from .detectors import BEVDepth4D, BEVDet, BEVDet4D, BEVStereo4D
-from .frames import SurroundFrames
-from .head import BEVDetCenterHead
-from .map_head import BEVMapSegHead
-from .map_spec import MAP_CLASSES
+from .map.head import BEVMapSegHead
+from .map.spec import MAP_CLASSES
 from .necks import FPN_LSS, LSSFPN3D, CustomFPN
-from .occupancy import BEVStereo4DOCC
+from .occupancy.detector import BEVStereo4DOCC
 from .shifted_swin import ShiftedSwin
 from .training import LayerDecayOptimWrapperConstructor, RampedEMA, SequentialControlHook, SyncBNControlHook
-from .view_transformer import LSSViewTransformer, LSSViewTransformerBEVDepth, LSSViewTransformerBEVStereo
-from .vocabulary import translate_model
+from .view.frames import SurroundFrames
+from .view.view_transformer import LSSViewTransformer, LSSViewTransformerBEVDepth, LSSViewTransformerBEVStereo
 
 __all__ = [
     'BEVDET_CLASSES',
@@ -77,5 +76,4 @@ __all__ = [
     'SurroundFrames',
     'SurroundFramesAug',
     'SyncBNControlHook',
-    'translate_model',
 ]

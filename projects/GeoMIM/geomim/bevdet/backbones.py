@@ -15,7 +15,7 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ..swin import SwinEncoder
+from ..method.swin import SwinEncoder
 from .shifted_swin import ShiftedSwin
 
 BlockMaker = Callable[[int, int, int, bool], nn.Module]

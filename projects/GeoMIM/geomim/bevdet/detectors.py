@@ -15,11 +15,11 @@ from mmdet3d.registry import MODELS as HOST_MODELS
 from mmengine.registry import MODELS
 from torch import Tensor
 
-from ..lift_splat import BEVFeatures
+from ..method.lift_splat import BEVFeatures
 from .backbones import check_stereo_backbone, first_stage
-from .frames import SurroundFrames
-from .stereo import StereoPair
-from .temporal import ego_motion, shift_feature
+from .view.frames import SurroundFrames
+from .view.stereo import StereoPair
+from .view.temporal import ego_motion, shift_feature
 
 Config = Mapping[str, Any]
 

@@ -9,9 +9,9 @@ from mmengine.logging import print_log
 from mmengine.registry import MODELS
 from mmengine.runner import CheckpointLoader
 
-from ..checkpoint_io import some, tensors_of
-from ..layouts import strip_prefix
-from ..position_bias import resize_position_bias, window_of_table
+from ..checkpoints.files import some, tensors_of
+from ..checkpoints.layouts import strip_prefix
+from ..checkpoints.position_bias import resize_position_bias, window_of_table
 
 
 @MODELS.register_module()

@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Detect, then tell what was found and where it is."""
     try:
-        from ..bevdet import inference
+        from ..bevdet.inference import detect as inference
     except ImportError as error:
         raise ValueError(f"{error}; detectors need mmdet3d: pip install 'geomim[mmdet3d]'") from error
     request = inference.DetectionRequest(

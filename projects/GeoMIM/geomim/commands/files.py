@@ -8,9 +8,7 @@ from typing import Any, Dict, Optional, Tuple
 
 from torch import Tensor
 
-from ..checkpoint import LAYOUTS, detect_layout, from_geomim, read_checkpoint, save_atomically, tensors_of, to_geomim
-from ..depth import DepthBins
-from ..detector_layouts import (
+from ..checkpoints.detector_layouts import (
     AVERAGE_MARKS,
     DETECTOR_LAYOUTS,
     convert_detector,
@@ -19,9 +17,19 @@ from ..detector_layouts import (
     is_detector,
     resize_detector_windows,
 )
-from ..grid import BEVGrid
-from ..lift_splat import ViewTransformConfig
-from ..position_bias import resize_position_bias, window_of_table
+from ..checkpoints.loading import (
+    LAYOUTS,
+    detect_layout,
+    from_geomim,
+    read_checkpoint,
+    save_atomically,
+    tensors_of,
+    to_geomim,
+)
+from ..checkpoints.position_bias import resize_position_bias, window_of_table
+from ..method.depth import DepthBins
+from ..method.grid import BEVGrid
+from ..method.lift_splat import ViewTransformConfig
 
 SOURCES = (*LAYOUTS, 'mmdet3d')
 TARGETS = tuple(name for name in SOURCES if name != 'mixmae')

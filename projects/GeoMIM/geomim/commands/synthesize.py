@@ -74,9 +74,9 @@ def progress_bar() -> Iterator[Callable[[int, int], None]]:
 def make_infos(root: Path) -> int:
     """Start the converter in a process of its own: it changes folder and patches the devkit."""
     package: Any = __package__
-    module = f'{package.rpartition(".")[0]}.mmdet3d.infos'
-    done = subprocess.run([sys.executable, '-m', module, str(root)], check=False)
+    command = [sys.executable, '-m', package.rpartition('.')[0], 'infos', str(root), '--for', 'mmdet3d']
+    done = subprocess.run(command, check=False)
     if done.returncode:
         print(f"geomim synthesize: the world is complete, but mmdet3d's converter failed; it needs geomim[mmdet3d]. "
-              f'Repeat it alone with: python -m {module} {root}', file=sys.stderr)  # fmt: skip
+              f'Repeat it alone with: python {" ".join(command[1:])}', file=sys.stderr)  # fmt: skip
     return done.returncode

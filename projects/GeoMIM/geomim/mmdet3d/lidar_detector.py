@@ -18,8 +18,8 @@ from mmengine.config import Config, ConfigDict
 from mmengine.hub import get_config
 from torch import Tensor
 
-from ..sparse_kernels import draw_weights
-from ..tapped import TappedDetector, model_part, point_features
+from ..teachers.sparse_kernels import draw_weights
+from ..teachers.tapped import TappedDetector, model_part, point_features
 from .sparse import share_indices
 
 DetectorSource = Union[str, Path, Dict[str, Any]]

@@ -14,8 +14,8 @@ from mmcv.transforms import BaseTransform
 from mmdet3d.datasets.transforms import LoadPointsFromMultiSweeps
 from mmengine.registry import TRANSFORMS
 
-from ..depth import check_points
-from .rig import sample_name
+from ..method.depth import check_points
+from ..mmengine.rig import sample_name
 
 # First bytes of a format, the bytes that start its image data, the bytes that end it
 _FORMATS = ((b'\xff\xd8', b'\xff\xda', b'\xff\xd9'), (b'\x89PNG', b'IDAT', b'IEND'))

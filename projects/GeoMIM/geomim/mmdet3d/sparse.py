@@ -10,7 +10,7 @@ from mmdet3d.models.middle_encoders import SparseEncoder
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 
-from ..sparse_kernels import sparse_convolutions
+from ..teachers.sparse_kernels import sparse_convolutions
 
 if IS_SPCONV2_AVAILABLE:
     from spconv.pytorch import ops as spconv_ops

@@ -13,8 +13,8 @@ from mmengine.logging import print_log
 from mmengine.registry import MODELS
 from torch import Tensor
 
-from ..tapped import TappedTeacher
-from ..teacher import BEVTeacher, GridLike, Points, TeacherRecord, as_grid, expected_cell
+from ..teachers.base import BEVTeacher, GridLike, Points, TeacherRecord, as_grid, expected_cell
+from ..teachers.tapped import TappedTeacher
 from .lidar_detector import DetectorSource, HostDetector
 
 __all__ = ['BEVTeacher', 'GivenBEVTeacher', 'LidarTeacher', 'TeacherRecord', 'expected_cell']

@@ -2,7 +2,7 @@
 
 Pixel convention: image coordinates are continuous, pixel (column i, row j) covers [i, i + 1) x [j, j + 1). In it the
 published augmentation's matrix is exact (scaling by s is u' = s u, mirroring is u' = W - u, rotation is about the point
-(W / 2, H / 2)), and a projected point belongs to the pixel floor(u), floor(v), as in ``geomim.depth.depth_maps``.
+(W / 2, H / 2)), and a projected point belongs to the pixel floor(u), floor(v), as in ``geomim.method.depth.depth_maps``.
 
 Registered under mmengine's root registry, so that mmdet3d, mmdet and mmseg find them by their bare names.
 """
@@ -19,9 +19,9 @@ from mmcv.transforms import BaseTransform
 from mmdet3d.datasets.transforms import Pack3DDetInputs
 from mmengine.registry import TRANSFORMS
 
-from ..depth import check_points, depth_maps
+from ..method.depth import check_points, depth_maps
+from ..mmengine.rig import RIG_KEYS, build_rig
 from .loading import image_size, point_source
-from .rig import RIG_KEYS, build_rig
 
 IMAGE_MULTIPLE = 32  # pixels; stride of the encoder's last stage and side of a mask cell
 _HALF_PIXEL = np.array([[1, 0, 0.5], [0, 1, 0.5], [0, 0, 1]])  # OpenCV puts pixel centres on whole numbers

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from .. import bevdet  # noqa: F401 - registers every part
 from ..bevdet.detectors import BEVDet
-from ..bevdet.frames import SurroundFrames
-from ..bevdet.occupancy import BEVStereo4DOCC
-from ..bevdet.vocabulary import translate_model
-from ..lift_splat import BEVFeatures
+from ..bevdet.occupancy.detector import BEVStereo4DOCC
+from ..bevdet.view.frames import SurroundFrames
+from ..method.lift_splat import BEVFeatures
+from .bevdet_configs import translate_model
 from .bevdet_head import head_rows
 from .reference_file import ReferenceFile, Row, compare_all
 

@@ -10,7 +10,7 @@ from mmdet3d.structures import LiDARInstance3DBoxes
 from mmengine.structures import InstanceData
 from torch import Tensor
 
-from ..bevdet.head import BEVDetCenterHead
+from ..bevdet.boxes.head import BEVDetCenterHead
 from .reference_file import OUTPUT_TOLERANCE, ReferenceFile, Row, compare, compare_all
 
 _BOX_FIGURES = ('boxes', 'scores', 'labels')

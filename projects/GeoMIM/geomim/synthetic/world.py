@@ -19,7 +19,7 @@ from typing import Any, Callable, Dict, Iterator, List, Optional, Set, Tuple, Un
 import cv2
 import numpy as np
 
-from ..checkpoint_io import atomic_path
+from ..atomic import atomic_path
 from .keyframe import Recipe, place_scene, write_keyframe
 from .labels import DETECTION
 from .map_expansion import build_expansion, expansion_path

@@ -1,12 +1,12 @@
 """Data of the BEVDet family: keyframes with their past, occupancy and map labels, augmentation, batches, scores."""
 
+from ..boxes.metric import EgoNuScenesMetric
+from ..map.labels import LoadBEVMapLabels
+from ..map.metric import BEVMapIoU
+from ..occupancy.labels import OCCUPANCY_CLASSES, GridToLidarEgo, LoadOccupancyLabels
+from ..occupancy.metric import OccupancyMetric
 from .dataset import BEVDET_CLASSES, BEVDetCBGSDataset, BEVDetNuScenesDataset
 from .loading import BoxesToKeyEgo, LoadSurroundFrames
-from .map_labels import LoadBEVMapLabels
-from .map_metric import BEVMapIoU
-from .metric import EgoNuScenesMetric
-from .occupancy import OCCUPANCY_CLASSES, GridToLidarEgo, LoadOccupancyLabels
-from .occupancy_metric import OccupancyMetric
 from .preprocessor import BEVDetDataPreprocessor
 from .transforms import BEVDetBEVAug, KeyFrameDepthMaps, PackBEVDetInputs, SurroundFramesAug
 

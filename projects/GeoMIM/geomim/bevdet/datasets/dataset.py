@@ -23,7 +23,7 @@ BEVDET_CLASSES = (
     'pedestrian',
     'traffic_cone',
 )
-MAKE_INFOS = 'python -m geomim.bevdet.infos ROOT writes info files for it'
+MAKE_INFOS = 'python -m geomim infos ROOT writes info files for it'
 
 
 def past_offsets(multi_adj_frame_id_cfg: Optional[Sequence[int]], stereo: bool = False) -> Tuple[int, ...]:
@@ -61,7 +61,7 @@ class BEVDetNuScenesDataset(NuScenesDataset):
         stereo: one more frame, the reference of the oldest one's stereo matching.
         use_valid_flag: boxes with at least one LiDAR or radar point (BEVDet), else with at least one LiDAR point.
         metainfo: as mmdet3d's; the default has the class order of the published detectors.
-        kwargs: of ``NuScenesDataset``; ``ann_file`` is made by ``python -m geomim.bevdet.infos``, ``data_prefix`` may have
+        kwargs: of ``NuScenesDataset``; ``ann_file`` is made by ``python -m geomim infos``, ``data_prefix`` may have
             ``occupancy``, the folder of Occ3D's labels.
 
     Writes:

@@ -2,36 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any, Dict, List, Mapping, Optional
+from typing import Any, Dict, Mapping, Optional
 
 import numpy as np
 from mmcv.transforms import BaseTransform
 from mmengine.registry import TRANSFORMS
 
 from ...mmdet3d.loading import LoadCameraRig, LoadSurroundImages
-from ...mmdet3d.rig import sample_name
-from .boxes import transform_boxes
+from ...mmengine.rig import sample_name
+from ..boxes.transform import transform_boxes
+from ..poses import camera_pose
 from .data_config import DataConfig
-
-MAKE_INFOS = 'python -m geomim.bevdet.infos ROOT writes info files with it'
-
-
-def camera_pose(frame: Mapping[str, Any], name: str) -> np.ndarray:
-    """(4, 4) float64, ego to global at the time stamp of a camera of a frame (a sample or one of its past frames).
-
-    Raises:
-        ValueError: a camera or pose that is absent, misshapen or not finite.
-    """
-    where = f'{sample_name(frame)}, camera {name}'
-    if name not in frame['images']:
-        raise ValueError(f'{where}: no such camera; the info file has {list(frame["images"])}')
-    camera = frame['images'][name]
-    if 'ego2global' not in camera:
-        raise ValueError(f"{where}: no 'ego2global' in the info file, there are {sorted(camera)}; {MAKE_INFOS}")
-    matrix = np.asarray(camera['ego2global'], dtype=np.float64)
-    if matrix.shape != (4, 4) or not np.isfinite(matrix).all():
-        raise ValueError(f'{where}: ego2global must be (4, 4) and finite, got {matrix.tolist()}')
-    return matrix
 
 
 @TRANSFORMS.register_module()
@@ -131,12 +112,3 @@ class BoxesToKeyEgo(BaseTransform):
 
     def __repr__(self) -> str:
         return f'{type(self).__name__}(ego_camera={self.ego_camera!r})'
-
-
-def frame_poses(frames: List[Mapping[str, Any]]) -> np.ndarray:
-    """Ego poses (F, N, 4, 4) float64 of all frames and cameras in the key ego frame (first frame, first camera).
-
-    The global origin lies kilometres away, where float32 resolves a fifth of a millimetre at best; any common frame does.
-    """
-    poses = np.stack([frame['cam_ego2global'] for frame in frames])
-    return np.linalg.inv(poses[0, 0]) @ poses

@@ -11,8 +11,8 @@ import torch
 from mmengine.registry import MODELS
 from torch import Tensor
 
-from ...mmdet3d.preprocessor import GeoMIMDataPreprocessor
-from ...mmdet3d.rig import sample_name
+from ...mmengine.preprocessor import GeoMIMDataPreprocessor
+from ...mmengine.rig import sample_name
 
 # Last dimensions of each input; F and N come from the images
 _TAILS: Dict[str, Tuple[int, ...]] = {

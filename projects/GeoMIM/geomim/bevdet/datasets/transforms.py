@@ -15,14 +15,14 @@ from mmdet3d.datasets.transforms import Pack3DDetInputs
 from mmengine.registry import TRANSFORMS
 from torch import Tensor
 
-from ...depth import check_points, project_points
+from ...method.depth import check_points, project_points
 from ...mmdet3d.loading import image_size, point_source
-from ...mmdet3d.rig import build_rig, sample_name
 from ...mmdet3d.transforms import SurroundImageAug, warp_image
-from .boxes import transform_boxes
+from ...mmengine.rig import build_rig, sample_name
+from ..boxes.transform import transform_boxes
+from ..occupancy.labels import as_element
+from ..poses import frame_poses
 from .data_config import BDAConfig, BEVDraw, DataConfig
-from .loading import frame_poses
-from .occupancy import as_element
 
 META_KEYS = (
     'sample_idx',
@@ -150,7 +150,7 @@ class KeyFrameDepthMaps(BaseTransform):
     Raises:
         ValueError: no range, an empty cloud, values that are not finite, or images of different sizes.
 
-    Source: BEVDet's PointToMultiViewDepth with ``downsample=1``, with pixels as in ``geomim.depth``.
+    Source: BEVDet's PointToMultiViewDepth with ``downsample=1``, with pixels as in ``geomim.method.depth``.
     """
 
     def __init__(self, depth_range: Sequence[float] = (1.0, 60.0)) -> None:

@@ -9,12 +9,12 @@ from mmengine.optim import DefaultOptimWrapperConstructor
 from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS
 from torch import nn
 
-from ...layer_decay import LayerDecay, describe_groups
+from ...adapter.layer_decay import LayerDecay, describe_groups
 
 
 @OPTIM_WRAPPER_CONSTRUCTORS.register_module()
 class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
-    """The groups of :class:`geomim.layer_decay.LayerDecay`; ``paramwise_cfg`` holds its decay_rate, num_layers, backbone.
+    """The groups of :class:`geomim.adapter.layer_decay.LayerDecay`; ``paramwise_cfg`` holds its decay_rate, num_layers, backbone.
 
     Raises:
         ValueError: another option, a number out of range, an optimizer without ``lr``, a model without a Swin.

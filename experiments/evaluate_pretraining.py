@@ -1,0 +1,163 @@
+"""How well a pretrained GeoMIM reconstructs frames that it has not seen, beside what can be had without looking.
+
+    python experiments/evaluate_pretraining.py CONFIG CHECKPOINT --out figures.json
+
+Baselines: the mean target of training frames, cell by cell (it knows everything except what is before the cameras), the
+best map that is constant over the cells, the zero map; the student's own average map in every frame (what its maps lose
+without the frame at hand); for depth, the most frequent bin of each camera's cells.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple
+
+import torch
+from mmengine.config import Config, DictAction
+from mmengine.dataset import pseudo_collate
+from mmengine.registry import init_default_scope
+from torch import Tensor
+
+from geomim.checkpoints.files import atomic_path
+from geomim.method.depth import depth_labels
+from geomim.method.target import normalise_patches
+
+RANGES = ((0.0, 10.0), (10.0, 20.0), (20.0, 40.0), (0.0, 1e9))  # metres
+MASK_SEED = 0
+
+
+def build(config: Config, checkpoint: Optional[Path] = None) -> Tuple[Any, Any, Any]:
+    """The model with a checkpoint's weights or its own, and the datasets of training and validation frames, both without augmentation."""
+    from mmdet3d.registry import DATASETS, MODELS
+
+    import geomim.mmdet3d
+    from geomim.mmengine.compat import load_local_checkpoint
+
+    del geomim
+    init_default_scope(config.get('default_scope', 'mmdet3d'))
+    model = MODELS.build(config.model)
+    if checkpoint is not None:
+        state = load_local_checkpoint(str(checkpoint), 'cpu')['state_dict']
+        model.load_state_dict(state, strict=True)
+    return model.eval(), training_set(config), DATASETS.build(config.val_dataloader.dataset)
+
+
+def training_set(config: Config, augmented: bool = False) -> Any:
+    """The training frames without repetitions."""
+    from mmdet3d.registry import DATASETS
+
+    train = config.train_dataloader.dataset
+    while 'dataset' in train:
+        train = train.dataset
+    if not augmented:
+        train = {**train, 'pipeline': config.val_dataloader.dataset.pipeline, 'test_mode': True}
+    return DATASETS.build(train)
+
+
+def frames(model: Any, dataset: Any, limit: int) -> Iterator[Dict[str, Any]]:
+    """Preprocessed inputs of at most ``limit`` frames, spread over the dataset, one at a time."""
+    count = min(limit, len(dataset))
+    for number in range(count):
+        sample = dataset[number * len(dataset) // count]
+        yield model.data_preprocessor(pseudo_collate([sample]), False)['inputs']
+
+
+def labels_of(model: Any, inputs: Dict[str, Any]) -> Tuple[Tensor, Tensor]:
+    """Depth bins (N, h, w), -1 for none, and their distances (N, h, w), metres, of a frame."""
+    view = model.student.config.view_transform
+    labels = depth_labels(inputs['depth_map'], view.depth_bins, view.stride).view(-1, *view.feature_size)
+    return labels, view.depth_bins.values()[labels.clamp(min=0)]
+
+
+def training_means(model: Any, dataset: Any, limit: int) -> Tuple[Tensor, Tensor]:
+    """Mean target (C, X, Y) and most frequent depth bin (N, h, w) of training frames."""
+    target_config, view = model.student.config.target, model.student.config.view_transform
+    total, counts, number = None, None, 0
+    for inputs in frames(model, dataset, limit):
+        target = normalise_patches(model.teacher(inputs['points']), target_config.patch_size, target_config.eps)[0]
+        total = target.double() if total is None else total + target
+        labels, _ = labels_of(model, inputs)
+        hot = torch.nn.functional.one_hot(labels + 1, view.depth_bins.count + 1)[..., 1:]
+        counts = hot if counts is None else counts + hot
+        number += 1
+    if number == 0:
+        raise SystemExit('the training set is empty')
+    return (total / number).float(), counts.argmax(dim=-1)
+
+
+def evaluate(model: Any, train: Any, val: Any, limit: int) -> Dict[str, Any]:
+    """All figures; means over the frames, shares over the cells."""
+    mean_target, frequent = training_means(model, train, limit)
+    sums: Dict[str, List[float]] = {name: [] for name in ('student', 'mean', 'constant', 'zero')}
+    near = {name: [[0, 0] for _ in RANGES] for name in ('student', 'prior')}
+    student_map, target_map = 0.0, 0.0
+    for inputs in frames(model, val, limit):
+        result = model.run_student(inputs, torch.Generator().manual_seed(MASK_SEED))
+        target = result.target
+        student_map = student_map + torch.stack(result.predictions).mean(dim=0).double()
+        target_map = target_map + target.double()
+        maps = {'mean': mean_target, 'constant': target.mean(dim=(2, 3), keepdim=True), 'zero': torch.zeros(1)}
+        sums['student'].append(float(result.reconstruction_loss))
+        for name, bev in maps.items():
+            sums[name].append(float((target - bev).square().mean()))
+        labels, metres = labels_of(model, inputs)
+        for guess in result.depth:
+            count_near(near['student'], guess.argmax(dim=1).view_as(labels), labels, metres)
+        count_near(near['prior'], frequent, labels, metres)
+    means = {name: sum(values) / len(values) for name, values in sums.items()}
+    student_map, target_map = student_map / len(sums['student']), target_map / len(sums['student'])
+    return {
+        'frames': len(sums['student']),
+        'student': {'reconstruction_loss': means['student'], 'depth_within_one_bin': shares(near['student'])},
+        'mean_target_loss': means['mean'],
+        'constant_map_loss': means['constant'],
+        'zero_map_loss': means['zero'],
+        'student_average_map_loss': same_map_loss(student_map, target_map, means['zero']),
+        'prior_depth_within_one_bin': shares(near['prior']),
+        'bin_metres': model.student.config.view_transform.depth_bins.step,
+    }
+
+
+def same_map_loss(bev: Tensor, mean_target: Tensor, power: float) -> float:
+    """Mean over frames of the mean of (target - bev)^2, for one map for all of them: from the frames' mean target and mean square."""
+    return power + float((bev.square() - 2 * bev * mean_target).mean())
+
+
+def count_near(counts: Sequence[List[int]], guess: Tensor, labels: Tensor, metres: Tensor) -> None:
+    """Add, range by range, how many labelled cells there are, and how many guesses are right within one bin."""
+    for count, (lower, upper) in zip(counts, RANGES):
+        inside = (labels >= 0) & (metres >= lower) & (metres < upper)
+        count[0] += int((((guess - labels).abs() <= 1) & inside).sum())
+        count[1] += int(inside.sum())
+
+
+def shares(counts: Sequence[Sequence[int]]) -> Dict[str, List[float]]:
+    """Range -> (share, cells)."""
+    names = ['all' if upper > 1e6 else f'{lower:g}-{upper:g} m' for lower, upper in RANGES]
+    return {name: [hits / max(1, cells), cells] for name, (hits, cells) in zip(names, counts)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('config', type=Path)
+    parser.add_argument('checkpoint', type=Path)
+    parser.add_argument('--out', type=Path, help='JSON file to write; default: print only')
+    parser.add_argument('--max-frames', type=int, default=100, help='of the training and of the validation set')
+    parser.add_argument('--cfg-options', nargs='+', action=DictAction, help='as for tools/train.py')
+    arguments = parser.parse_args()
+    config = Config.fromfile(arguments.config)
+    if arguments.cfg_options:
+        config.merge_from_dict(arguments.cfg_options)
+    with torch.no_grad():
+        figures = evaluate(*build(config, arguments.checkpoint), arguments.max_frames)
+    text = json.dumps(figures, indent=2)
+    print(text)
+    if arguments.out:
+        with atomic_path(arguments.out) as temporary:
+            Path(temporary).write_text(text + '\n', encoding='utf-8')
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,113 @@
+"""Finetuning of a camera detector with or without a pretrained encoder, through mmdet3d's own scripts."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from pathlib import Path
+from typing import Any, Dict, List, Optional
+
+from run_folders import last_scores
+from runs import CONFIGS, LOADERS, Data, data_options, evaluator_options, image_size, run, schedule_options, train
+
+DETECTOR = CONFIGS / 'finetune' / 'bevdepth4d_rays_tiny_synthetic.py'
+PREFIX = 'bevdet'  # of the info files
+
+
+def with_bevdet_infos(data: Data, out: Path) -> Data:
+    """The data with the BEVDet family's info files: the folder's own ones, else those in ``out``, made if need be."""
+    from geomim.nuscenes.bevdet_infos import bevdet_info_names
+
+    for folder in (data.root, out):
+        if all((folder / name).is_file() for name in bevdet_info_names()):
+            return data._replace(infos=folder)
+    command = [sys.executable, '-m', 'geomim.nuscenes.bevdet_infos', str(data.root), '--out', str(out)]
+    run("Info files with the BEVDet family's additions", command)
+    return data._replace(infos=out)
+
+
+def finetune(
+    data: Data,
+    encoder: Optional[Path],
+    folder: Path,
+    iterations: int,
+    seed: int,
+    config: Path = DETECTOR,
+    log: Optional[Path] = None,
+) -> Dict[str, float]:
+    """Train the detector in ``folder``, or go on with it; returns the scores on the validation split.
+
+    Args:
+        data: with the info files of ``with_bevdet_infos``.
+        encoder: what the image backbone starts from: an exported encoder or a pretraining checkpoint; None for random
+            weights. Everything else about the two is equal, the random numbers of the other weights too.
+        folder: of the run; detections come to lie in ``folder/results``.
+        config: of a detector on GeoMIMSwin, whose run is counted in iterations.
+        log: where the output of the commands goes.
+
+    Raises:
+        ValueError: a configuration that counts epochs.
+        RuntimeError: a run without scores.
+    """
+    options = [*data_options(data, PREFIX), *evaluator_options(data, folder / 'results', PREFIX)]
+    options += detector_options(config, data, iterations)
+    options += [*start_options(encoder), f'randomness.seed={seed}']
+    title = f'Finetuning {"from " + encoder.name if encoder else "from scratch"}, seed {seed}'
+    checkpoint = train(title, config, folder, iterations, options, log)
+    scores = last_scores(folder)
+    if not scores:  # interrupted between its last checkpoint and the end of its validation
+        test(title, config, checkpoint, folder, options, log)
+        scores = last_scores(folder)
+    if not scores:
+        raise RuntimeError(f'{folder}: the run left no scores; remove the folder to train again')
+    return scores
+
+
+def test(title: str, config: Path, checkpoint: Path, folder: Path, options: List[str], log: Optional[Path]) -> None:
+    """Evaluate a checkpoint by mmdet3d's own script."""
+    from geomim.nuscenes.infos import mmdet3d_tools
+
+    command = [sys.executable, str(mmdet3d_tools() / 'test.py'), str(config), str(checkpoint)]
+    run(f'{title}: evaluation', [*command, '--work-dir', str(folder), '--cfg-options', *options], log)
+
+
+def start_options(encoder: Optional[Path]) -> List[str]:
+    """Options that set what the image backbone starts from."""
+    if encoder is None:
+        return ['model.img_backbone.init_cfg=None']
+    return ['model.img_backbone.init_cfg.type=Pretrained', f'model.img_backbone.init_cfg.checkpoint={encoder}']
+
+
+def detector_options(config: Path, data: Data, iterations: int) -> List[str]:
+    """Options of a detector's configuration for the data's images and the run's length."""
+    from mmengine.config import Config
+
+    content = Config.fromfile(config, import_custom_modules=False)
+    if 'max_iters' not in content.train_cfg:
+        raise ValueError(f'{config}: its run is counted in epochs; one with an IterBasedTrainLoop is needed')
+    options = schedule_options(iterations, iterations // 10)
+    for number, hook in enumerate(content.get('custom_hooks', ())):
+        if 'begin_iter' in hook:
+            options.append(f'custom_hooks.{number}.begin_iter={iterations // 10}')
+    return options + image_options(content, data)
+
+
+def image_options(content: Any, data: Data) -> List[str]:
+    """Options that fit the image augmentation to the size of the data's images."""
+    height, width = image_size(data)
+    options = []
+    for loader in LOADERS:
+        for number, step in enumerate(content[loader].dataset.pipeline):
+            given = step.get('data_config')
+            if given and tuple(given['src_size']) != (height, width):
+                lower, upper = (value * given['src_size'][1] / width for value in given['resize'])
+                place = f'{loader}.dataset.pipeline.{number}.data_config'
+                options.append(f'{place}.src_size=({height},{width})')
+                options.append(f'{place}.resize=({lower:.5f},{upper:.5f})')
+    return options
+
+
+def run_name(encoder: Optional[Path], seed: int, iterations: int) -> str:
+    """A folder's name for a run: what it starts from, by content, its seed and its length."""
+    start = 'scratch' if encoder is None else f'encoder-{hashlib.sha256(encoder.read_bytes()).hexdigest()[:8]}'
+    return f'{start}_seed-{seed}_iterations-{iterations}'

@@ -1,0 +1,94 @@
+"""What the scripts share: commands with their output shown, training runs that are kept, options that point them to data."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any, Dict, List, NamedTuple, Optional, Tuple
+
+ROOT = Path(__file__).resolve().parent.parent
+CONFIGS = ROOT / 'configs' / 'mmdet3d'
+LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
+EVALUATORS = ('val_evaluator', 'test_evaluator')
+
+
+class Data(NamedTuple):
+    """A nuScenes folder, its version, where its info files are, and what a synthetic one holds ({} for real data)."""
+
+    root: Path
+    version: str
+    infos: Path
+    summary: Dict[str, Any]
+
+
+def say(text: str) -> None:
+    print(text, flush=True)
+
+
+def run(title: str, command: List[str], log: Optional[Path] = None) -> None:
+    """Run a step's command with its output shown, or kept in ``log``; a failure ends the script."""
+    say(f'\n=== {title}\n$ {shlex.join(command)}')
+    start = time.monotonic()
+    # threads that wait leave their core to the loading processes
+    environment = {'OMP_WAIT_POLICY': 'PASSIVE', **os.environ, 'PYTHONWARNINGS': 'ignore'}
+    if log is None:
+        subprocess.run(command, check=True, cwd=ROOT, env=environment)
+    else:
+        with log.open('a', encoding='utf-8') as file:
+            subprocess.run(command, check=True, cwd=ROOT, env=environment, stdout=file, stderr=subprocess.STDOUT)
+    say(f'=== done in {time.monotonic() - start:.0f} s{f": {title}" if log else ""}')
+
+
+def train(
+    title: str, config: Path, folder: Path, iterations: int, options: List[str], log: Optional[Path] = None
+) -> Path:
+    """Train by mmdet3d's own script, or go on with it; returns the last checkpoint."""
+    from geomim.nuscenes.infos import mmdet3d_tools
+
+    finished = folder / f'iter_{iterations}.pth'
+    if finished.is_file():
+        say(f'\n=== {title}: {finished} is there; remove {folder} or give another OUT to train again')
+        return finished
+    command = [sys.executable, str(mmdet3d_tools() / 'train.py'), str(config), '--work-dir', str(folder), '--resume']
+    run(title, [*command, '--cfg-options', *options], log)
+    return finished
+
+
+def schedule_options(iterations: int, warm_up: int) -> List[str]:
+    """Options that set a run's length."""
+    options = [f'train_cfg.max_iters={iterations}', f'train_cfg.val_interval={iterations}']
+    options += [f'param_scheduler.0.end={max(1, warm_up)}', f'param_scheduler.1.T_max={iterations}']
+    return [
+        *options,
+        f'param_scheduler.1.end={iterations}',
+        f'default_hooks.checkpoint.interval={max(1, iterations // 3)}',
+    ]
+
+
+def data_options(data: Data, prefix: str = 'nuscenes') -> List[str]:
+    """Options that point a configuration to the data and its info files, ``{prefix}_infos_train.pkl`` and ``.._val.pkl``."""
+    options = []
+    for loader, split in zip(LOADERS, ('train', 'val', 'val')):
+        options += [f'{loader}.dataset.data_root={data.root}/', f'{loader}.dataset.metainfo.version={data.version}']
+        options.append(f'{loader}.dataset.ann_file={data.infos}/{prefix}_infos_{split}.pkl')
+    return options
+
+
+def evaluator_options(data: Data, results: Path, prefix: str = 'nuscenes') -> List[str]:
+    """Options that point the nuScenes metric to the data, and let it leave the boxes below ``results``."""
+    options = []
+    for evaluator in EVALUATORS:
+        options += [f'{evaluator}.data_root={data.root}/', f'{evaluator}.ann_file={data.infos}/{prefix}_infos_val.pkl']
+        options.append(f'{evaluator}.jsonfile_prefix={results}')
+    return options
+
+
+def image_size(data: Data) -> Tuple[int, int]:
+    """(height, width) of the cameras' images, pixels, from the tables."""
+    rows = json.loads((data.root / data.version / 'sample_data.json').read_text(encoding='utf-8'))
+    return next((row['height'], row['width']) for row in rows if row['width'])

@@ -1,0 +1,79 @@
+"""Files and folders that are there as a whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Iterator, Sequence, Union
+
+PathLike = Union[str, Path]
+
+
+@contextlib.contextmanager
+def atomic_path(path: PathLike) -> Iterator[str]:
+    """A temporary file beside ``path`` that takes its place when the block ends well, and vanishes when it does not."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f'.{path.name}.', suffix=path.suffix)
+    os.close(handle)
+    try:
+        yield temporary
+        with open(temporary, 'rb+') as file:
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
+        raise
+
+
+def check_result_folder(path: Path, names: Sequence[str], force: bool) -> None:
+    """Whether a folder may be made or replaced.
+
+    Args:
+        path: the folder.
+        names: what such a folder holds; a folder with anything else is somebody else's and never replaced.
+        force: replace a folder that is not empty.
+
+    Raises:
+        ValueError: a file, a folder that is not empty without ``force``, or one with anything beside ``names``.
+    """
+    if not os.path.lexists(path):
+        return
+    if not path.is_dir():
+        raise ValueError(f'{path} is a file; name a folder')
+    there = sorted(entry.name for entry in path.iterdir())
+    foreign = [name for name in there if name not in names]
+    if foreign:
+        raise ValueError(
+            f'{path} holds {", ".join(foreign[:4])}, which is no result of this command; name another folder'
+        )
+    if there and not force:
+        raise ValueError(f'{path} is not empty; name another folder, or --force to replace it')
+
+
+@contextlib.contextmanager
+def result_folder(path: Path, names: Sequence[str], force: bool = False) -> Iterator[Path]:
+    """A temporary folder beside ``path`` that takes its place when the block ends well, and vanishes when it does not.
+
+    Args, raises: as :func:`check_result_folder`, which is asked before and after the block.
+    """
+    path = path.expanduser().resolve()
+    check_result_folder(path, names, force)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(dir=path.parent, prefix=f'.{path.name}.'))
+    try:
+        (scratch / 'new').mkdir()
+        yield scratch / 'new'
+        check_result_folder(path, names, force)
+        if path.is_dir():
+            os.replace(path, scratch / 'old')
+        os.replace(scratch / 'new', path)
+    finally:
+        if (scratch / 'old').is_dir() and not path.exists():  # interrupted between the two
+            os.replace(scratch / 'old', path)
+        shutil.rmtree(scratch, ignore_errors=True)

@@ -1,0 +1,202 @@
+"""Loading weights of any known layout into our models, with a precise account of what was taken and what was not."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Callable, Dict, List, Sequence, Tuple, Union
+
+from torch import Tensor, nn
+
+from ..atomic import PathLike
+from ..method.pretrainer import GeoMIM
+from ..method.swin import SwinEncoder
+from .files import read_checkpoint, save_atomically, shapes_differ, some, tensors_of
+from .layouts import ENCODER_LAYOUTS, LAYOUTS, detect_layout, export_encoder, from_geomim, is_derived, to_geomim
+from .position_bias import resize_position_bias, window_of_table
+
+__all__ = [
+    'LAYOUTS',
+    'LoadReport',
+    'check_encoder_layouts',
+    'detect_layout',
+    'export_encoder',
+    'from_geomim',
+    'load_encoder',
+    'load_pretrained',
+    'read_checkpoint',
+    'save_atomically',
+    'tensors_of',
+    'to_geomim',
+    'write_encoders',
+]
+_OPTIONAL = ('num_batches_tracked',)
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """What a file gave to a model; names are the model's, except ``unused``.
+
+    Args:
+        source, layout: the file and how its names were read.
+        taken: tensors loaded as they were.
+        resized: relative position bias tables brought to another window size.
+        missing: tensors of the model that the file lacks; they keep their initial values.
+        unused: tensors of the file that the model has no place for.
+    """
+
+    source: str
+    layout: str
+    taken: Tuple[str, ...]
+    resized: Tuple[str, ...] = ()
+    missing: Tuple[str, ...] = ()
+    unused: Tuple[str, ...] = ()
+
+    def describe(self) -> str:
+        lines = [f'{self.source} ({self.layout} layout): {len(self.taken) + len(self.resized)} tensors taken']
+        for title, names in (
+            ('of them, position bias tables resized', self.resized),
+            ('missing in the file, left at their initial values', self.missing),
+            ('in the file, but without a place in the model', self.unused),
+        ):
+            if names:
+                lines.append(f'  {title}: {len(names)} ({some(names)})')
+        return '\n'.join(lines)
+
+
+def _open(weights: Union[PathLike, Dict[str, Tensor]], layout: str) -> Tuple[Dict[str, Tensor], str, str]:
+    source = 'the given state dict' if isinstance(weights, dict) else str(weights)
+    state = tensors_of(weights if isinstance(weights, dict) else read_checkpoint(weights), source)
+    detected = detect_layout(state) if layout == 'auto' else layout
+    if detected is None:
+        raise ValueError(
+            f'{source} is no checkpoint of a known layout ({", ".join(LAYOUTS)}); its names start with {some(tuple(sorted(state)), 5)}'
+        )
+    return state, detected, source
+
+
+def _fit(
+    model: nn.Module,
+    state: Dict[str, Tensor],
+    source: str,
+    layout: str,
+    unused: Tuple[str, ...],
+    needs: Callable[[str], bool],
+) -> LoadReport:
+    """Load what fits and resize bias tables; refuse other shapes and absent tensors that the model ``needs``, before anything changes."""
+    own = model.state_dict()
+    values: Dict[str, Tensor] = {}
+    resized: List[str] = []
+    wrong: List[str] = []
+    for name in own.keys() & state.keys():
+        value = state[name]
+        is_table = (
+            name.endswith('relative_position_bias_table') and value.dim() == 2 and value.shape[1] == own[name].shape[1]
+        )
+        if is_table and shapes_differ(value, own[name]):
+            value = resize_position_bias(value, window_of_table(own[name].shape[0]))
+            resized.append(name)
+        if shapes_differ(value, own[name]):
+            wrong.append(f'{name} {tuple(value.shape)} instead of {tuple(own[name].shape)}')
+        values[name] = value
+    if wrong:
+        raise ValueError(
+            f'{source} belongs to another architecture: {len(wrong)} of {len(own)} tensors have other '
+            f'shapes: {some(tuple(sorted(wrong)), 4)}'
+        )
+    bad = sorted(
+        name for name, value in values.items() if value.is_floating_point() and not bool(value.isfinite().all())
+    )
+    if bad:
+        raise ValueError(f'{source}: {len(bad)} tensors hold values that are not finite: {some(tuple(bad), 4)}')
+    missing = tuple(sorted(name for name in own.keys() - values.keys() if not name.endswith(_OPTIONAL)))
+    required = tuple(name for name in missing if needs(name))
+    if required:
+        raise ValueError(
+            f'{source} ({layout} layout) lacks {len(required)} tensors that the model needs: {some(required)}'
+        )
+    model.load_state_dict(values, strict=False)
+    return LoadReport(
+        source=source,
+        layout=layout,
+        taken=tuple(sorted(values.keys() - set(resized))),
+        resized=tuple(sorted(resized)),
+        missing=missing,
+        unused=unused,
+    )
+
+
+def _without_place(state: Dict[str, Tensor], layout: str, model: nn.Module, prefix: str = '') -> Tuple[str, ...]:
+    """Names in the file whose tensors the model has no place for; constants derived from sizes do not count."""
+    own = {prefix + name for name in model.state_dict()}
+    named = (name for name in state if not is_derived(name))
+    return tuple(sorted(name for name in named if not own & to_geomim({name: state[name]}, layout).keys()))
+
+
+def load_pretrained(model: GeoMIM, weights: Union[PathLike, Dict[str, Tensor]], layout: str = 'auto') -> LoadReport:
+    """Start a pretraining model from a file or state dict.
+
+    MixMAE and encoder-only files fill a part (the report names the rest); pretraining checkpoints must fill the whole model.
+
+    Raises:
+        ValueError: an unknown layout, another architecture, an incomplete encoder or checkpoint.
+    """
+    state, layout, source = _open(weights, layout)
+    partial = layout not in ('geomim', 'reference')
+    renamed = to_geomim(state, layout, len(model.config.decoder.cross_view_after))
+    unused = _without_place(state, layout, model)
+    return _fit(model, renamed, source, layout, unused, lambda name: not partial or _belongs_to_encoder(name, layout))
+
+
+def _belongs_to_encoder(name: str, layout: str) -> bool:
+    # MixMAE trains one norm behind its last stage; the two output norms start anew.
+    return name.startswith('encoder.') and not (layout == 'mixmae' and name.startswith('encoder.norm'))
+
+
+def load_encoder(encoder: SwinEncoder, weights: Union[PathLike, Dict[str, Tensor]], layout: str = 'auto') -> LoadReport:
+    """Start a finetuning encoder from a pretraining checkpoint, an exported encoder or a MixMAE file; everything else is dropped.
+
+    Raises:
+        ValueError: an unknown layout, another architecture, or an incomplete encoder (output norms may be missing).
+    """
+    state, layout, source = _open(weights, layout)
+    renamed = to_geomim(state, layout)
+    own = {name[len('encoder.') :]: value for name, value in renamed.items() if name.startswith('encoder.')}
+    if not own:
+        raise ValueError(
+            f'{source} ({layout} layout) holds no encoder; its names start with {some(tuple(sorted(state)), 5)}'
+        )
+    unused = _without_place(state, layout, encoder, 'encoder.')
+    return _fit(encoder, own, source, layout, unused, lambda name: not name.startswith('norm'))
+
+
+def check_encoder_layouts(layouts: Sequence[str], owner: str) -> Tuple[str, ...]:
+    """The layouts, unless there is none or one in which no encoder can be exported: ``ValueError``."""
+    unknown = [layout for layout in layouts if layout not in ENCODER_LAYOUTS]
+    if not layouts or unknown:
+        what = f'names {unknown[0]!r}' if unknown else 'is empty'
+        raise ValueError(f'{owner}: layouts {what}; an encoder can be exported as {" or ".join(ENCODER_LAYOUTS)}')
+    return tuple(layouts)
+
+
+def write_encoders(model: GeoMIM, path: PathLike, layouts: Sequence[str]) -> Dict[str, Path]:
+    """Write a pretraining model's encoder for finetuning, whole or not at all.
+
+    Args:
+        model: the student.
+        path: a layout's name goes before its suffix: ``encoder.pth`` becomes ``encoder_bevdet.pth``.
+        layouts: names that :func:`geomim.checkpoints.layouts.export_encoder` knows.
+
+    Returns:
+        The file of each layout.
+
+    Raises:
+        ValueError: a layout that is not known.
+    """
+    state = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
+    path = Path(path)
+    encoders = {layout: export_encoder(state, layout) for layout in layouts}
+    return {
+        layout: save_atomically(encoder, path.with_name(f'{path.stem}_{layout}{path.suffix}'))
+        for layout, encoder in encoders.items()
+    }

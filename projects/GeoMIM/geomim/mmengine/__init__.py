@@ -1,0 +1,29 @@
+"""GeoMIM for hosts on mmengine that have no mmdet3d (mmdet, mmseg, mmpretrain): import this module in a config's ``custom_imports``.
+
+Everything registers under mmengine's root registries, where all hosts look.
+"""
+
+from . import _host, compat  # noqa: F401 - the first refuses another host
+from .backbone import GeoMIMSwin
+from .hooks import EncoderExportHook, ReconstructionPicturesHook, TeacherGuardHook
+from .metric import ReconstructionMetric
+from .model import GeoMIMPretrainer
+from .optim_wrappers import SkipNonFiniteAmpOptimWrapper, SkipNonFiniteOptimWrapper
+from .preprocessor import GeoMIMDataPreprocessor
+from .randomness import EpochSeedHook, IterationSeedHook
+
+compat.apply()
+
+__all__ = [
+    'EncoderExportHook',
+    'EpochSeedHook',
+    'GeoMIMDataPreprocessor',
+    'GeoMIMPretrainer',
+    'GeoMIMSwin',
+    'IterationSeedHook',
+    'ReconstructionMetric',
+    'ReconstructionPicturesHook',
+    'SkipNonFiniteAmpOptimWrapper',
+    'SkipNonFiniteOptimWrapper',
+    'TeacherGuardHook',
+]

@@ -1,0 +1,105 @@
+"""Info files with what the BEVDet family needs beyond mmdet3d's own (``python -m geomim infos ROOT``).
+
+To a copy of each of mmdet3d's info files (made first if need be) come, from the nuScenes tables: every sample's scene and
+the keyframes before and after it (``scene_token``, ``prev``, ``next``; an empty text where the scene ends), the scene's name
+(``scene_name``, by which Occ3D files its labels), and the ego pose of every camera at its own time stamp
+(``images[camera]['ego2global']``). mmdet3d's dataset and metric read them too.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
+
+import mmengine
+
+from ..atomic import atomic_path
+from .infos import SPLITS, find_version, info_names, make_infos, pose_matrix
+
+LINKS = ('scene_token', 'prev', 'next')
+
+
+def bevdet_info_names() -> Tuple[str, ...]:
+    """File names of the info files, in the order of ``geomim.nuscenes.infos.info_names()``."""
+    return tuple(f'bevdet_infos_{split}.pkl' for split in SPLITS)
+
+
+def make_bevdet_infos(root: Path, out: Optional[Path] = None, version: str = '', force: bool = False) -> Path:
+    """Make bevdet_infos_train.pkl and bevdet_infos_val.pkl; files that are there are left as they are.
+
+    Args:
+        root: nuScenes folder.
+        out: where the files go; ``root`` if None. mmdet3d's info files are taken from there, else from ``root``, else
+            made there.
+        version: of the tables, found if empty.
+        force: make them anew; mmdet3d's own are made only if they are absent.
+
+    Returns:
+        ``out``.
+
+    Raises:
+        ValueError: no nuScenes folder, or info files and tables that do not belong together.
+    """
+    root = root.expanduser().resolve()
+    version, out = version or find_version(root), (out or root).expanduser().resolve()
+    if all((out / name).is_file() for name in bevdet_info_names()) and not force:
+        return out
+    folders = [folder for folder in (out, root) if all((folder / name).is_file() for name in info_names())]
+    base = folders[0] if folders else make_infos(root, out, version)
+    files = {name: mmengine.load(str(base / name)) for name in info_names()}
+    for name, file in files.items():
+        found = file['metainfo'].get('version', version)
+        if found != version:
+            raise ValueError(f'{base / name} was made of {found}, the tables are {root / version}; make it anew first')
+    links, poses = _read_tables(root / version, [info for file in files.values() for info in file['data_list']])
+    for (name, file), ours in zip(files.items(), bevdet_info_names()):
+        extended = dict(file, data_list=[_extended(info, links, poses, base / name) for info in file['data_list']])
+        with atomic_path(out / ours) as temporary:
+            mmengine.dump(extended, temporary, file_format='pkl')
+    return out
+
+
+def _read_tables(folder: Path, infos: Sequence[Mapping[str, Any]]) -> Tuple[Dict[str, Any], Dict[str, List[Any]]]:
+    """Rows of sample.json by token, with their scenes' names, and ego-to-global (4, 4) by the token of the camera's sample_data.
+
+    One table at a time: the full data set's sample_data and ego_pose hold millions of rows, of which few are kept.
+    """
+    wanted = {camera['sample_data_token'] for info in infos for camera in info['images'].values()}
+    scenes = {row['token']: row['name'] for row in mmengine.load(str(folder / 'scene.json'))}
+    samples = {
+        row['token']: dict(row, scene_name=scenes.get(row['scene_token']))
+        for row in mmengine.load(str(folder / 'sample.json'))
+    }
+    pose_of = {
+        row['token']: row['ego_pose_token']
+        for row in mmengine.load(str(folder / 'sample_data.json'))
+        if row['token'] in wanted
+    }
+    wanted_poses = set(pose_of.values())
+    matrices = {
+        row['token']: pose_matrix(row).tolist()
+        for row in mmengine.load(str(folder / 'ego_pose.json'))
+        if row['token'] in wanted_poses
+    }
+    return samples, {token: matrices[pose] for token, pose in pose_of.items() if pose in matrices}
+
+
+def _extended(
+    info: Mapping[str, Any], samples: Mapping[str, Any], poses: Mapping[str, List[Any]], source: Path
+) -> Dict[str, Any]:
+    """A copy of one sample's info with the links and the poses."""
+    row = samples.get(info['token'])
+    if row is None:
+        raise ValueError(
+            f'{source}: sample {info["token"]} is not in sample.json; make the file anew from these tables'
+        )
+    images = {}
+    for name, camera in info['images'].items():
+        pose = poses.get(camera['sample_data_token'])
+        if pose is None:
+            raise ValueError(
+                f'{source}: sample {info["token"]}, camera {name}: no ego pose of sample_data '
+                f'{camera["sample_data_token"]} in sample_data.json and ego_pose.json'
+            )
+        images[name] = dict(camera, ego2global=pose)
+    return dict(info, images=images, **{key: row[key] for key in (*LINKS, 'scene_name')})

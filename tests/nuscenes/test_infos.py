@@ -1,0 +1,375 @@
+"""Info files of the synthetic world by mmdet3d's own converter: mmdet3d's dataset and metric read them, cameras and points
+fit together, and the data folder is touched only when all is done."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, Dict, List
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip('mmdet3d')
+
+import mmengine
+from mmdet3d.structures.ops import box_np_ops
+from mmengine.config import Config
+
+from geomim.mmdet3d import infos
+from geomim.nuscenes.infos import NUSCENES_CAMERAS, info_names, make_infos
+from geomim.synthetic import Recipe, make_recipe, write_world
+from geomim.synthetic.cast import camera_beams, cast, freeze
+from geomim.synthetic.keyframe import KEYFRAME
+from geomim.synthetic.sensors import FARTHEST_PIXEL
+
+CONFIGS = Path(__file__).resolve().parents[2] / 'configs' / 'mmdet3d'
+PREFIX = 'NuScenes metric/pred_instances_3d_NuScenes'
+
+
+@pytest.fixture(scope='module')
+def base() -> Any:
+    import mmdet3d.utils
+
+    mmdet3d.utils.register_all_modules(init_default_scope=True)
+    return Config.fromfile(str(CONFIGS / '_base_/nuscenes_surround.py'))
+
+
+def dataset(base: Any, root: Path, split: str, pipeline: List[Any], **changes: Any) -> Any:
+    from mmdet3d.datasets import NuScenesDataset
+
+    settings = dict(base.val_dataloader.dataset, data_root=f'{root}/', ann_file=f'nuscenes_infos_{split}.pkl')
+    settings.pop('type')
+    return NuScenesDataset(**{**settings, 'pipeline': pipeline, **changes})
+
+
+def points_in(boxes: Any, points: np.ndarray, margin: float = 0.0) -> np.ndarray:
+    """How many of the points each box, made larger on all sides by a margin (metres), holds, by mmdet3d."""
+    larger = boxes.tensor[:, :7].numpy() + np.array([0, 0, -margin, 2 * margin, 2 * margin, 2 * margin, 0])
+    return box_np_ops.points_in_rbbox(points[:, :3], larger).sum(axis=0)
+
+
+def digests(root: Path) -> Dict[str, str]:
+    return {
+        path.relative_to(root).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in root.rglob('*')
+        if path.is_file()
+    }
+
+
+@pytest.mark.parametrize('split, count', [('train', 4), ('val', 2)])
+def test_mmdet3ds_dataset_reads_ten_sweeps(base: Any, small_world: Path, split: str, count: int) -> None:
+    pipeline = [
+        dict(type='LoadPointsFromFile', coord_type='LIDAR', load_dim=5, use_dim=5),
+        dict(type='LoadPointsFromMultiSweeps', sweeps_num=10, use_dim=[0, 1, 2, 3, 4], test_mode=True),
+    ]
+    data = dataset(base, small_world, split, pipeline, test_mode=False, filter_empty_gt=False)
+    assert len(data) == count
+    grown = []
+    for index in range(count):
+        info, sample = data.get_data_info(index), data[index]
+        points = sample['points'].tensor
+        alone = np.fromfile(info['lidar_points']['lidar_path'], np.float32).reshape(-1, 5)
+        first = 'lidar_sweeps' not in info or not info['lidar_sweeps']
+        assert first == (index % 2 == 0)
+        if first:
+            continue
+        assert len(info['lidar_sweeps']) == 10
+        times = points[:, 4].unique()
+        np.testing.assert_allclose(times, np.arange(11) / 20, atol=1e-4)  # seconds since the sweep
+        assert len(points) > 9 * len(alone)
+        # what stands still has grown by the sweeps' points, in its box, though the vehicle has moved on
+        boxes, labels = info['ann_info']['gt_bboxes_3d'], info['ann_info']['gt_labels_3d']
+        still = boxes.tensor[:, 7:].norm(dim=1) < 1e-3
+        now, ten = points_in(boxes, alone), points_in(boxes, points.numpy())
+        grown += (ten / np.maximum(now, 1))[still.numpy() & (now > 60)].tolist()
+        assert labels.min() >= 0
+    assert len(grown) > 5
+    assert 8 < np.median(grown) < 13
+
+
+def test_boxes_hold_the_points_that_they_count(base: Any, small_world: Path) -> None:
+    total = 0
+    for split in ('train', 'val'):
+        data = dataset(base, small_world, split, [], test_mode=False, use_valid_flag=True)
+        for index in range(len(data)):
+            info = data.get_data_info(index)
+            counts = [instance['num_lidar_pts'] for instance in info['instances'] if instance['bbox_3d_isvalid']]
+            assert all(instance['bbox_3d_isvalid'] == (instance['num_lidar_pts'] > 0) for instance in info['instances'])
+            points = np.fromfile(info['lidar_points']['lidar_path'], np.float32).reshape(-1, 5)[:, :3]
+            boxes = info['ann_info']['gt_bboxes_3d']
+            assert len(boxes) == len(counts) > 15
+            # in the frame of the LiDAR, which leans by 1.4 degrees, mmdet3d's boxes stand upright
+            assert (points_in(boxes, points, 0.2) >= counts).all()
+            assert (points_in(boxes, points, -0.2) <= counts).all()
+            assert np.abs(points_in(boxes, points) - counts).sum() < 0.1 * np.sum(counts)
+            total += np.sum(counts)
+    assert total > 5000
+
+
+def test_ground_truth_scores_all_that_there_is(base: Any, small_world: Path) -> None:
+    """Through mmdet3d's NuScenesMetric: AP of 1 for every class with a valid box in its range."""
+    from mmdet3d.evaluation.metrics import NuScenesMetric
+
+    data = dataset(base, small_world, 'val', [], test_mode=False, use_valid_flag=True)
+    metric = NuScenesMetric(str(small_world), str(small_world / 'nuscenes_infos_val.pkl'), metric='bbox')
+    metric.dataset_meta = data.metainfo
+    ranges = metric.eval_detection_configs.class_range
+    present = set()
+    for index in range(len(data)):
+        info = data.get_data_info(index)
+        boxes, labels = info['ann_info']['gt_bboxes_3d'], torch.from_numpy(info['ann_info']['gt_labels_3d'])
+        ego = boxes.tensor[:, :3] @ torch.tensor(info['lidar_points']['lidar2ego']).float()[:3, :3].T
+        apart = (ego[:, :2] + torch.tensor(info['lidar_points']['lidar2ego'])[:2, 3]).norm(dim=1)
+        names = [data.metainfo['classes'][label] for label in labels]
+        present |= {name for name, distance in zip(names, apart) if distance < ranges[name]}
+        found = dict(bboxes_3d=boxes, labels_3d=labels, scores_3d=torch.ones(len(labels)))
+        sample = dict(pred_instances_3d=found, pred_instances={}, sample_idx=info['sample_idx'])
+        metric.process({}, [sample])
+    scores = metric.evaluate(len(data))
+    assert len(present) >= 8
+    for name in data.metainfo['classes']:
+        for distance in ('0.5', '1.0', '2.0', '4.0'):
+            assert scores[f'{PREFIX}/{name}_AP_dist_{distance}'] == pytest.approx(float(name in present), abs=1e-3), (
+                name
+            )
+        if name in present:
+            errors = {kind: scores[f'{PREFIX}/{name}_{kind}_err'] for kind in ('trans', 'scale', 'orient', 'vel')}
+            for kind, error in errors.items():
+                assert np.isnan(error) or error < 0.01, (name, kind)
+    assert scores[f'{PREFIX}/mAP'] == pytest.approx(len(present) / 10, abs=1e-3)
+    means = [min(1.0, scores[f'{PREFIX}/{kind}']) for kind in ('mATE', 'mASE', 'mAOE', 'mAVE', 'mAAE')]
+    expected = (5 * len(present) / 10 + sum(1 - error for error in means)) / 10
+    assert scores[f'{PREFIX}/NDS'] == pytest.approx(expected, abs=2e-3)
+    if len(present) == 10:
+        assert scores[f'{PREFIX}/NDS'] > 0.9
+
+
+def rig_world(rig: str, folder: Path) -> Path:
+    """One keyframe a scene of another rig; the converter is patched for it, so it runs in a process of its own."""
+    root = write_world(folder / rig, make_recipe(scenes='1+1', frames=1, image_size=(120, 200), rig=rig))
+    command = [sys.executable, '-m', 'geomim.nuscenes.infos', str(root)]
+    environment = {**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONWARNINGS': 'ignore'}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return root
+
+
+@pytest.mark.parametrize('rig', ['nuscenes', *(pytest.param(rig, marks=pytest.mark.slow) for rig in ('front', 'five'))])
+def test_cameras_of_any_rig_see_the_points(rig: str, small_world: Path, tmp_path: Path) -> None:
+    """By lidar2cam and cam2img, points on things at rest fall on pixels of those things."""
+    if rig == 'nuscenes':
+        root, recipe = small_world, make_recipe(scenes='2+1', frames=2, image_size=(225, 400))
+        names = NUSCENES_CAMERAS
+    else:
+        root, recipe = rig_world(rig, tmp_path), make_recipe(scenes='1+1', frames=1, image_size=(120, 200), rig=rig)
+        names = tuple(recipe.rig['cameras'])
+        assert len(names) == {'front': 1, 'five': 5}[rig]
+    agree, visible = 0, 0
+    for split in ('train', 'val'):
+        file = mmengine.load(str(root / f'nuscenes_infos_{split}.pkl'))
+        assert file['metainfo']['version'] == recipe.version == 'v1.0-trainval'
+        for info in file['data_list']:
+            assert set(info['images']) == set(names)
+            found = seen_points(root, recipe, info)
+            agree, visible = agree + found[0], visible + found[1]
+    assert visible > 300 * len(names)
+    assert agree > 0.97 * visible
+
+
+def seen_points(root: Path, recipe: Recipe, info: Dict[str, Any]) -> Any:
+    """How many points on things at rest fall on pixels of the thing, and how many on pixels of their depth."""
+    start = info['timestamp'] * 1e6 if info['timestamp'] < 1e12 else info['timestamp']
+    index = min(range(len(recipe.scenes)), key=lambda number: abs(recipe.start(number) - start))
+    time = round((start - recipe.start(index)) / KEYFRAME) * KEYFRAME / 1e6
+    scene, rig = recipe.scene(index), recipe.build_rig()
+    points = np.fromfile(root / 'samples/LIDAR_TOP' / info['lidar_points']['lidar_path'], np.float32).reshape(-1, 5)
+    points = points[:, :3].astype(np.float64)
+    lidar2world = scene.ego2world(time) @ rig.lidar.lidar2ego
+    np.testing.assert_allclose(info['lidar_points']['lidar2ego'], rig.lidar.lidar2ego, atol=1e-6)
+    body = body_of(scene, time, points @ lidar2world[:3, :3].T + lidar2world[:3, 3])
+    points, body = points[body >= 0], body[body >= 0]
+    agree = visible = 0
+    for camera in rig.cameras:
+        image = info['images'][camera.name]
+        assert (root / 'samples' / camera.name / image['img_path']).is_file()
+        np.testing.assert_allclose(np.array(image['cam2img'])[:3, :3], camera.intrinsics, atol=1e-6)
+        assert abs(image['timestamp'] - (recipe.start(index) / 1e6 + time + camera.delay)) < 1e-4
+        moment = time + camera.delay
+        frozen = freeze(scene, moment)
+        hits = cast(scene, frozen, camera_beams(camera, scene.ego2world(moment)), FARTHEST_PIXEL)
+        matrix = np.array(image['lidar2cam'])
+        local = points @ matrix[:3, :3].T + matrix[:3, 3]
+        ahead = local[:, 2] > 0.5
+        pixels = local[ahead] @ np.array(image['cam2img'])[:3, :3].T
+        u, v = (pixels[:, :2] / pixels[:, 2:]).T
+        height, width = camera.size
+        inside = (u >= 1) & (u < width - 1) & (v >= 1) & (v < height - 1)
+        u, v, depth, number = u[inside].astype(int), v[inside].astype(int), pixels[inside, 2], body[ahead][inside]
+        owner = np.where(hits.solid >= 0, frozen.owner[np.maximum(hits.solid, 0)], -1)
+        tolerance = 0.15 + 0.01 * depth
+        near = np.abs(hits.t[v, u] - depth) < tolerance
+        agree, visible = agree + (near & (owner[v, u] == number)).sum(), visible + near.sum()
+        unhidden = hits.t[v, u] > depth - tolerance  # nothing stands before them in the camera's view
+        if unhidden.sum() < 50:  # a bus beside the camera
+            continue
+        assert np.median((np.abs(hits.t[v, u] - depth) / tolerance)[unhidden]) < 0.3, camera.name
+        assert near[unhidden].mean() > 0.75, camera.name  # the rest is at an edge
+    return agree, visible
+
+
+def body_of(scene: Any, time: float, points: np.ndarray) -> np.ndarray:
+    """The body at rest in whose box each world point (M, 3) lies well above the ground; -1 for none."""
+    frozen, owner = freeze(scene, time), np.full(len(points), -1)
+    for number, body in enumerate(scene.bodies):
+        local = points - frozen.position[number]
+        cos, sin = np.cos(frozen.yaw[number]), np.sin(frozen.yaw[number])
+        local = np.stack([local[:, :2] @ [cos, sin], local[:, :2] @ [-sin, cos], local[:, 2]], axis=1)
+        half = np.array(body.size) / 2 + 0.05
+        inside = (
+            (np.abs(local[:, :2]) <= half[:2]).all(axis=1) & (local[:, 2] > 0.2) & (local[:, 2] < body.size[2] + 0.05)
+        )
+        owner[inside & (owner < 0)] = number if body.speed == 0 and len(body.solids) < 40 else -2
+    return np.where(owner < 0, -1, owner)
+
+
+def test_a_second_call_leaves_the_files_as_they_are(small_world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(infos, '_convert', lambda *_: pytest.fail('converted again'))
+    files = [small_world / name for name in info_names()]
+    before = [(path.stat().st_mtime_ns, path.stat().st_ino) for path in files]
+    assert make_infos(small_world) == small_world.resolve()
+    assert [(path.stat().st_mtime_ns, path.stat().st_ino) for path in files] == before
+
+
+@pytest.fixture
+def linked(small_world: Path, tmp_path: Path) -> Path:
+    """The small world without info files, by links."""
+    root = tmp_path / 'linked'
+    root.mkdir()
+    for entry in small_world.iterdir():
+        if entry.suffix != '.pkl':
+            (root / entry.name).symlink_to(entry)
+    return root
+
+
+def fake(version: str, cameras: List[str]) -> None:
+    for name in info_names():
+        Path('data/nuscenes', name).write_bytes(b'new ' + version.encode())
+
+
+def test_nothing_is_touched_when_the_converter_fails(linked: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(version: str, cameras: List[str]) -> None:
+        Path('data/nuscenes', info_names()[0]).write_bytes(b'half')
+        raise RuntimeError('no space left')
+
+    (linked / info_names()[1]).write_bytes(b'old')
+    before, here = sorted(path.name for path in linked.iterdir()), Path.cwd()
+    monkeypatch.setattr(infos, '_convert', fail)
+    with pytest.raises(RuntimeError, match='no space left'):
+        make_infos(linked)
+    assert sorted(path.name for path in linked.iterdir()) == before
+    assert (linked / info_names()[1]).read_bytes() == b'old'
+    assert Path.cwd() == here
+    monkeypatch.setattr(infos, '_convert', fake)
+    make_infos(linked)
+    assert {(linked / name).read_bytes() for name in info_names()} == {b'new v1.0-trainval'}
+    assert Path.cwd() == here
+
+
+def test_the_real_converter_changes_nothing_else(linked: Path, small_world: Path, tmp_path: Path) -> None:
+    """With --out elsewhere and a table that it cannot read."""
+    tables = linked / 'v1.0-trainval'
+    tables.unlink()
+    tables.mkdir()
+    for path in (small_world / 'v1.0-trainval').iterdir():
+        (tables / path.name).write_bytes(path.read_bytes())
+    (tables / 'ego_pose.json').write_text('[{"token": "ha')
+    before = digests(tables)
+    command = [sys.executable, '-m', 'geomim.nuscenes.infos', str(linked), '--out', str(tmp_path / 'out')]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, 'OMP_NUM_THREADS': '1'})
+    assert done.returncode != 0
+    assert digests(tables) == before
+    assert not list(linked.glob('*.pkl'))
+    assert not (tmp_path / 'out').exists() or not list((tmp_path / 'out').iterdir())
+
+
+def test_force_and_out(linked: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(infos, '_convert', fake)
+    for name in info_names():
+        (linked / name).write_bytes(b'old')
+    make_infos(linked, tmp_path / 'out')
+    assert {(tmp_path / 'out' / name).read_bytes() for name in info_names()} == {b'new v1.0-trainval'}
+    assert {(linked / name).read_bytes() for name in info_names()} == {b'old'}
+    make_infos(linked, force=True)
+    assert {(linked / name).read_bytes() for name in info_names()} == {b'new v1.0-trainval'}
+
+
+def test_a_folder_that_is_no_nuscenes_root_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for folder in (tmp_path, tmp_path / 'nowhere'):
+        with pytest.raises(ValueError, match=f'{folder} is no nuScenes root: .*v1.0-trainval/sample.json.*v1.0-mini'):
+            make_infos(folder)
+    monkeypatch.setattr(sys, 'argv', ['infos', str(tmp_path)])
+    with pytest.raises(SystemExit, match='geomim infos: .* is no nuScenes root') as error:
+        infos.main()
+    assert error.value.code != 0
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_config_of_real_data_reads_the_world(base: Any, small_world: Path, tmp_path: Path) -> None:
+    """A child for the smaller images, as the config's header describes."""
+    from mmengine.runner import Runner
+
+    import geomim.mmdet3d  # noqa: F401
+
+    text = f"""
+_base_ = ['{CONFIGS / '_base_/nuscenes_surround.py'}']
+image_aug = dict(_base_.image_aug, final_size=(64, 128), resize=(0.32, 0.4), test_resize=0.36)
+train_pipeline = [*_base_.load, _base_.sweeps, image_aug, *_base_.finish_train]
+test_sweeps = dict(_base_.sweeps, test_mode=True)
+test_pipeline = [*_base_.load, test_sweeps, dict(image_aug, training=False), *_base_.finish_test]
+common = dict(data_root='{small_world}')
+serial = dict(num_workers=0, persistent_workers=False)
+train_dataloader = dict(dataset=dict(dataset=dict(pipeline=train_pipeline, **common)), **serial)
+val_dataloader = dict(dataset=dict(pipeline=test_pipeline, **common), **serial)
+"""
+    (tmp_path / 'child.py').write_text(text)
+    config = Config.fromfile(str(tmp_path / 'child.py'))
+    np.random.seed(0)
+    loader = Runner.build_dataloader(copy.deepcopy(config.train_dataloader), seed=0)
+    assert len(loader.dataset) >= 4  # four keyframes, resampled so that the classes are equally frequent
+    batch = next(iter(loader))
+    assert tuple(batch['inputs']['img'][1].shape) == (6, 3, 64, 128)
+    assert batch['inputs']['points'][0].shape[1] == 5
+    assert (batch['inputs']['depth_map'][0] > 0).float().mean() > 0.01
+    assert batch['data_samples'][0].cam_names == list(config.cameras)
+    test = next(iter(Runner.build_dataloader(copy.deepcopy(config.val_dataloader), seed=0)))
+    first = mmengine.load(str(small_world / 'nuscenes_infos_val.pkl'))['data_list'][0]
+    assert test['data_samples'][0].token == first['token']
+    np.testing.assert_array_equal(test['data_samples'][0].bev_aug_matrix, np.eye(4))
+
+
+def test_base_config_states_the_published_recipe(base: Any) -> None:
+    train = {step.type: step for step in base.train_dataloader.dataset.dataset.pipeline}
+    test = {step.type: step for step in base.test_dataloader.dataset.pipeline}
+    assert tuple(train['SurroundImageAug'].final_size) == (256, 704)
+    assert tuple(train['SurroundImageAug'].resize) == (0.38, 0.55)
+    assert train['LoadSurroundSweeps'].sweeps_num == 9
+    assert train['PointsRangeFilter'].point_cloud_range == [-54.0, -54.0, -5.0, 54.0, 54.0, 3.0]
+    assert test['SurroundImageAug'].training is False
+    assert test['SurroundImageAug'].test_resize == 0.48
+    assert test['LoadSurroundSweeps'].test_mode is True
+    assert not {'BEVFlip', 'PointShuffle'} & set(test)
+    assert list(train).index('BEVFlip') < list(train).index('PointsToDepthMap')
+    assert base.train_dataloader.batch_size == 2
+
+
+def test_the_world_says_what_it_was_made_from(small_world: Path) -> None:
+    written = json.loads((small_world / 'geomim_synthetic.json').read_text())
+    assert written['scenes'] == ['scene-0001', 'scene-0002', 'scene-0003']
+    assert (written['version'], written['frames'], written['image_size']) == ('v1.0-trainval', 2, [225, 400])
