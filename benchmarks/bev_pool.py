@@ -24,17 +24,17 @@ from geomim.method.pooling import PoolPlan, bev_pool, bev_pool_plain
 
 def surround_rig(cams: int = 6) -> CameraRig:
     """Cameras evenly around the vehicle, 70 degrees wide."""
-    cam2lidar = torch.zeros(1, cams, 4, 4)
+    cam2bev = torch.zeros(1, cams, 4, 4)
     angles = torch.arange(cams) * (2 * torch.pi / cams)
-    cam2lidar[0, :, 0, 0], cam2lidar[0, :, 0, 2] = angles.sin(), angles.cos()
-    cam2lidar[0, :, 1, 0], cam2lidar[0, :, 1, 2] = -angles.cos(), angles.sin()
-    cam2lidar[0, :, 2, 1] = -1
-    cam2lidar[0, :, 3, 3] = 1
+    cam2bev[0, :, 0, 0], cam2bev[0, :, 0, 2] = angles.sin(), angles.cos()
+    cam2bev[0, :, 1, 0], cam2bev[0, :, 1, 2] = -angles.cos(), angles.sin()
+    cam2bev[0, :, 2, 1] = -1
+    cam2bev[0, :, 3, 3] = 1
     intrinsics = torch.tensor([[1266.0, 0, 816], [0, 1266, 491], [0, 0, 1]]).expand(1, cams, 3, 3)
     img_aug = torch.eye(4).repeat(1, cams, 1, 1)
     img_aug[..., 0, 0] = img_aug[..., 1, 1] = 0.48
     img_aug[..., 0, 3], img_aug[..., 1, 3] = -32.0, -176.0
-    return CameraRig.create(intrinsics, cam2lidar, cam2lidar, img_aug)
+    return CameraRig.create(intrinsics, cam2bev, cam2bev, img_aug)
 
 
 def embedding_bag(depth, context, cells, num_cells):

@@ -35,9 +35,7 @@ def make_inputs(batch: int, cams: int, device: torch.device) -> tuple:
 
     generator = torch.Generator().manual_seed(0)
     one = surround_rig(cams)
-    rig = CameraRig.create(
-        *(m.repeat(batch, 1, 1, 1) for m in (one.intrinsics, one.cam2ego, one.cam2lidar, one.img_aug))
-    )
+    rig = CameraRig.create(*(m.repeat(batch, 1, 1, 1) for m in (one.intrinsics, one.cam2ego, one.cam2bev, one.img_aug)))
     depth = torch.zeros(batch, cams, 256 * 704)
     where = torch.randint(0, 256 * 704, (batch, cams, 3000), generator=generator)
     depth.scatter_(2, where, torch.rand(batch, cams, 3000, generator=generator) * 58 + 1.5)

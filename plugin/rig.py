@@ -23,7 +23,7 @@ STEP = 'GeoMIMLidarFrame'
 
 
 class SurroundInputs(NamedTuple):
-    """images: (B, N, 3, H, W), of the key frame; rig: their cameras, whose ``cam2lidar`` leads into the teacher's frame."""
+    """images: (B, N, 3, H, W), of the key frame; rig: their cameras, whose ``cam2bev`` leads into the teacher's frame."""
 
     images: Tensor
     rig: CameraRig
@@ -66,7 +66,7 @@ def read_img_inputs(img_inputs: Sequence[Any], lidar2key: Any, num_cams: int) ->
         CameraRig(
             intrinsics=intrins,
             cam2ego=sensor2egos,
-            cam2lidar=cameras_to_lidar(sensor2egos, ego2globals, lidar2key).to(sensor2egos.dtype),
+            cam2bev=cameras_to_lidar(sensor2egos, ego2globals, lidar2key).to(sensor2egos.dtype),
             img_aug=_homogeneous(post_rots, post_trans),
             bev_aug=bda if bda.shape[-1] == 4 else _homogeneous(bda, bda.new_zeros(batch, 3)),
         ),

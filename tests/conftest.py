@@ -67,7 +67,7 @@ def ring_rig(
     """Cameras that look outward from a ring of 0.9 m around the LiDAR; sample and camera differ in every number."""
     height, width = image_size
     intrinsics = torch.zeros(batch, cams, 3, 3, dtype=torch.float64)
-    cam2lidar = torch.eye(4, dtype=torch.float64).repeat(batch, cams, 1, 1)
+    cam2bev = torch.eye(4, dtype=torch.float64).repeat(batch, cams, 1, 1)
     img_aug = torch.eye(4, dtype=torch.float64).repeat(batch, cams, 1, 1)
     bev_aug = torch.eye(4, dtype=torch.float64).repeat(batch, 1, 1)
     lidar2ego = torch.eye(4, dtype=torch.float64)
@@ -86,8 +86,8 @@ def ring_rig(
                     ahead[0] * right[1] - ahead[1] * right[0],
                 ]
             )
-            cam2lidar[b, n, :3, :3] = torch.stack([right, down, ahead], dim=1)
-            cam2lidar[b, n, :3, 3] = 0.9 * ahead + torch.tensor([0.0, 0.0, 0.11 * n - 0.3])
+            cam2bev[b, n, :3, :3] = torch.stack([right, down, ahead], dim=1)
+            cam2bev[b, n, :3, 3] = 0.9 * ahead + torch.tensor([0.0, 0.0, 0.11 * n - 0.3])
             focal = 0.45 * width + n + 0.5 * b
             intrinsics[b, n] = torch.tensor(
                 [[focal, 0, width / 2 - 1.5], [0, focal * 1.02, height / 2 + 0.5 * n], [0, 0, 1]]
@@ -108,7 +108,7 @@ def ring_rig(
             bev_aug[b, :3, :3] = 1.02 * _rotation((0, 0, 1), 0.3 + 0.6 * b) @ torch.diag(flip)
             bev_aug[b, :3, 3] = torch.tensor([0.4, -0.3, 0.05])
     rig = CameraRig.create(
-        intrinsics, lidar2ego @ cam2lidar, cam2lidar, img_aug, bev_aug, [f'CAM_{n}' for n in range(cams)]
+        intrinsics, lidar2ego @ cam2bev, cam2bev, img_aug, bev_aug, [f'CAM_{n}' for n in range(cams)]
     )
     return rig.to(dtype)
 

@@ -114,7 +114,7 @@ def make_inputs(make_rig: Any) -> Any:
         bev_aug[:, :3, 3] = 0
         return dict(
             images=torch.randn(batch, frames, cams, 3, *SIZE),
-            sensor2ego=rig.cam2lidar[:, None].repeat(1, frames, 1, 1, 1),
+            sensor2ego=rig.cam2bev[:, None].repeat(1, frames, 1, 1, 1),
             ego2global=ego,
             intrinsics=rig.intrinsics[:, None].repeat(1, frames, 1, 1, 1),
             img_aug=rig.img_aug[:, None].repeat(1, frames, 1, 1, 1),

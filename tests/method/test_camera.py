@@ -25,12 +25,12 @@ def test_lidar_to_image_projects_a_point_as_the_pinhole_formula_does(make_rig: M
     point = torch.tensor([4.0, -3.0, 0.5, 1.0], dtype=torch.float64)
     for b in range(2):
         for n in range(5):
-            pose, k = rig.cam2lidar[b, n], rig.intrinsics[b, n]
+            pose, k = rig.cam2bev[b, n], rig.intrinsics[b, n]
             x, y, z = (pose[:3, :3].t() @ (point[:3] - pose[:3, 3])).tolist()  # inverse of a rigid motion
             u = k[0, 0].item() * x + k[0, 2].item() * z
             v = k[1, 1].item() * y + k[1, 2].item() * z
             expected = torch.tensor([u, v, z, 1.0], dtype=torch.float64)
-            torch.testing.assert_close(rig.lidar2img[b, n] @ point, expected)
+            torch.testing.assert_close(rig.bev2img[b, n] @ point, expected)
 
 
 def test_ring_rig_looks_outward(make_rig: MakeRig) -> None:
@@ -38,9 +38,9 @@ def test_ring_rig_looks_outward(make_rig: MakeRig) -> None:
     for n in range(6):
         yaw = 2 * math.pi * n / 6 + 0.07
         point = torch.tensor([10 * math.cos(yaw), 10 * math.sin(yaw), 0.0, 1.0], dtype=torch.float64)
-        depths = (rig.lidar2cam[0] @ point)[:, 2]
+        depths = (rig.bev2cam[0] @ point)[:, 2]
         assert int(depths.argmax()) == n
-        determinant = torch.det(rig.cam2lidar[0, n, :3, :3])
+        determinant = torch.det(rig.cam2bev[0, n, :3, :3])
         torch.testing.assert_close(determinant, torch.ones_like(determinant))
 
 
@@ -67,7 +67,7 @@ def test_permutation_moves_every_camera_matrix_and_its_name(make_rig: MakeRig) -
     order = [2, 0, 1]
     moved = rig.permuted(order)
     assert moved.names == ('CAM_2', 'CAM_0', 'CAM_1')
-    for name in ('intrinsics', 'cam2ego', 'cam2lidar', 'img_aug'):
+    for name in ('intrinsics', 'cam2ego', 'cam2bev', 'img_aug'):
         for new, old in enumerate(order):
             assert torch.equal(getattr(moved, name)[:, new], getattr(rig, name)[:, old])
     assert torch.equal(moved.bev_aug, rig.bev_aug)
@@ -81,7 +81,7 @@ def test_create_fills_in_identities_and_cuts_four_by_four_intrinsics(make_rig: M
     rig = make_rig(batch=2, cams=4)
     wide = torch.eye(4).repeat(2, 4, 1, 1)
     wide[..., :3, :3] = rig.intrinsics
-    created = CameraRig.create(wide, rig.cam2ego, rig.cam2lidar)
+    created = CameraRig.create(wide, rig.cam2ego, rig.cam2bev)
     assert torch.equal(created.intrinsics, rig.intrinsics)
     assert torch.equal(created.img_aug, torch.eye(4).expand(2, 4, 4, 4))
     assert torch.equal(created.bev_aug, torch.eye(4).expand(2, 4, 4))
@@ -90,7 +90,7 @@ def test_create_fills_in_identities_and_cuts_four_by_four_intrinsics(make_rig: M
 
 def test_to_moves_every_matrix(make_rig: MakeRig) -> None:
     rig = make_rig().to(torch.float64)
-    for name in ('intrinsics', 'cam2ego', 'cam2lidar', 'img_aug', 'bev_aug'):
+    for name in ('intrinsics', 'cam2ego', 'cam2bev', 'img_aug', 'bev_aug'):
         assert getattr(rig, name).dtype == torch.float64
     assert rig.names == tuple(f'CAM_{n}' for n in range(6))
 
@@ -101,7 +101,7 @@ def test_to_moves_every_matrix(make_rig: MakeRig) -> None:
         ({'intrinsics': torch.zeros(1, 6, 3, 4)}, r'intrinsics has shape \(1, 6, 3, 4\)'),
         ({'intrinsics': torch.zeros(6, 3, 3)}, r'intrinsics has shape \(6, 3, 3\)'),
         ({'cam2ego': torch.zeros(1, 5, 4, 4)}, r'cam2ego has shape \(1, 5, 4, 4\), expected \(1, 6, 4, 4\)'),
-        ({'cam2lidar': torch.zeros(1, 6, 3, 4)}, r'cam2lidar has shape'),
+        ({'cam2bev': torch.zeros(1, 6, 3, 4)}, r'cam2bev has shape'),
         ({'img_aug': torch.zeros(2, 6, 4, 4)}, r'img_aug has shape'),
         ({'bev_aug': torch.zeros(1, 3, 3)}, r'bev_aug has shape \(1, 3, 3\), expected \(1, 4, 4\)'),
         ({'names': tuple('abcde')}, r'5 names .* for 6 cameras'),
@@ -123,7 +123,7 @@ def test_a_rig_without_cameras_is_refused() -> None:
     'name, index, value, message',
     [
         ('intrinsics', (0, 2, 0, 0), math.nan, r'here: intrinsics\[sample 0, CAM_2, 0, 0\] is nan'),
-        ('cam2lidar', (0, 5, 1, 3), math.inf, r'here: cam2lidar\[sample 0, CAM_5, 1, 3\] is inf'),
+        ('cam2bev', (0, 5, 1, 3), math.inf, r'here: cam2bev\[sample 0, CAM_5, 1, 3\] is inf'),
         ('bev_aug', (0, 1, 2), math.nan, r'here: bev_aug\[0, 1, 2\] is nan'),
         ('intrinsics', (0, 3, 1, 1), 0.0, r'focal length of \[sample 0, CAM_3.*\] is 0.0 pixels'),
         ('intrinsics', (0, 3, 0, 0), -5.0, r'focal length .* is -5.0 pixels'),

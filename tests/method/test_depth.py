@@ -35,7 +35,7 @@ def looped_depth_map(points: Tensor, rig: CameraRig, sample: int, size: Tuple[in
     for n in range(rig.num_cams):
         for point in points:
             lidar = solve(rig.bev_aug[sample, :3, :3], point[:3] - rig.bev_aug[sample, :3, 3])
-            pose = rig.cam2lidar[sample, n]
+            pose = rig.cam2bev[sample, n]
             camera = solve(pose[:3, :3], lidar - pose[:3, 3])
             if camera[2] <= 1e-5:
                 continue
@@ -61,8 +61,8 @@ def test_depth_maps_equal_a_loop_over_points(make_rig: MakeRig, augmented: bool)
 
 def test_of_several_points_in_a_pixel_the_last_counts(make_rig: MakeRig) -> None:
     rig = make_rig(cams=2, dtype=torch.float64)
-    ahead = rig.cam2lidar[0, 0, :3, 2]
-    points = rig.cam2lidar[0, 0, :3, 3] + torch.tensor([[4.0], [9.0], [2.0], [6.0]], dtype=torch.float64) * ahead
+    ahead = rig.cam2bev[0, 0, :3, 2]
+    points = rig.cam2bev[0, 0, :3, 3] + torch.tensor([[4.0], [9.0], [2.0], [6.0]], dtype=torch.float64) * ahead
     for order, winner in (([0, 1, 2, 3], 6.0), ([3, 2, 1, 0], 4.0), ([0, 3, 1], 9.0)):
         maps = depth_maps([points[order]], rig, SIZE)[0, 0]
         assert int((maps > 0).sum()) == 1
@@ -71,7 +71,7 @@ def test_of_several_points_in_a_pixel_the_last_counts(make_rig: MakeRig) -> None
 
 def test_points_behind_or_in_the_image_plane_leave_no_trace(make_rig: MakeRig) -> None:
     rig = make_rig(cams=1, dtype=torch.float64)
-    centre, ahead = rig.cam2lidar[0, 0, :3, 3], rig.cam2lidar[0, 0, :3, 2]
+    centre, ahead = rig.cam2bev[0, 0, :3, 3], rig.cam2bev[0, 0, :3, 2]
     points = torch.stack([centre - 5 * ahead, centre, centre + 1e-7 * ahead])
     assert int((depth_maps([points], rig, SIZE) != 0).sum()) == 0
     _, depth = project_points(points, rig, 0)
@@ -235,7 +235,7 @@ def test_projection_of_all_cameras_equals_each_alone(make_rig: MakeRig) -> None:
         alone = CameraRig.create(
             rig.intrinsics[1:, n : n + 1],
             rig.cam2ego[1:, n : n + 1],
-            rig.cam2lidar[1:, n : n + 1],
+            rig.cam2bev[1:, n : n + 1],
             rig.img_aug[1:, n : n + 1],
             rig.bev_aug[1:],
         )

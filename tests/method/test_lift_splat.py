@@ -25,9 +25,9 @@ def view_transform(config: ViewTransformConfig = CONFIG) -> ViewTransform:
 
 def forward_camera(bev_aug: Optional[Tensor] = None) -> CameraRig:
     """At the LiDAR's origin, along +x; image right is -y, down is -z; focal length 32, centre (38, 21) pixels."""
-    cam2lidar = torch.tensor([[0.0, 0, 1, 0], [-1, 0, 0, 0], [0, -1, 0, 0], [0, 0, 0, 1]])[None, None]
+    cam2bev = torch.tensor([[0.0, 0, 1, 0], [-1, 0, 0, 0], [0, -1, 0, 0], [0, 0, 0, 1]])[None, None]
     intrinsics = torch.tensor([[32.0, 0, 38], [0, 32, 21], [0, 0, 1]])[None, None]
-    return CameraRig.create(intrinsics, cam2lidar, cam2lidar, bev_aug=None if bev_aug is None else bev_aug[None])
+    return CameraRig.create(intrinsics, cam2bev, cam2bev, bev_aug=None if bev_aug is None else bev_aug[None])
 
 
 def cell_of(x: float, y: float, grid: BEVGrid = GRID) -> Tuple[int, int]:
@@ -142,7 +142,7 @@ def test_an_object_in_an_empty_scene_lights_the_cell_of_its_place(
             int(torch.randint(limit, (), generator=generator)) for limit in (batch, cams, 4, 6, 10)
         )
         pixel = torch.tensor([[col * 19.0 + 1e-3, row * 21.0 + 1e-3]])
-        a, pose = rig.img_aug[sample, n], rig.cam2lidar[sample, n]
+        a, pose = rig.img_aug[sample, n], rig.cam2bev[sample, n]
         raw = torch.linalg.solve(a[:2, :2], (pixel - a[:2, 3]).t())[:, 0]
         depth = depth_bin + 1.002
         ray = torch.linalg.solve(rig.intrinsics[sample, n], torch.cat([raw, torch.ones(1)]))

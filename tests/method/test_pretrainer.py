@@ -103,7 +103,7 @@ def test_samples_do_not_see_each_other_in_evaluation(
     together = model(**inputs)
     for b in range(2):
         matrices = {
-            name: getattr(rig, name)[b : b + 1] for name in ('intrinsics', 'cam2ego', 'cam2lidar', 'img_aug', 'bev_aug')
+            name: getattr(rig, name)[b : b + 1] for name in ('intrinsics', 'cam2ego', 'cam2bev', 'img_aug', 'bev_aug')
         }
         alone = model(
             inputs['images'][b : b + 1],
@@ -256,9 +256,7 @@ def test_no_argument_is_changed(make_rig: Make, make_config: Make, make_inputs: 
     config, rig = make_config(), make_rig(1, 3, augmented=True)
     inputs = make_inputs(config, rig)
     before = {name: value.clone() for name, value in inputs.items() if isinstance(value, Tensor)}
-    matrices = {
-        name: getattr(rig, name).clone() for name in ('intrinsics', 'cam2ego', 'cam2lidar', 'img_aug', 'bev_aug')
-    }
+    matrices = {name: getattr(rig, name).clone() for name in ('intrinsics', 'cam2ego', 'cam2bev', 'img_aug', 'bev_aug')}
     total(make_model(config).train()(**inputs)).backward()
     assert all(torch.equal(inputs[name], value) for name, value in before.items())
     assert all(torch.equal(getattr(rig, name), value) for name, value in matrices.items())

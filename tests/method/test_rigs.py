@@ -36,7 +36,7 @@ def reordered(inputs: Dict[str, Any], order: Sequence[int]) -> Dict[str, Any]:
 def selected(inputs: Dict[str, Any], cameras: Sequence[int]) -> Dict[str, Any]:
     """The inputs of some of the cameras."""
     kept, rig = list(cameras), inputs['rig']
-    names = ('intrinsics', 'cam2ego', 'cam2lidar', 'img_aug')
+    names = ('intrinsics', 'cam2ego', 'cam2bev', 'img_aug')
     smaller = CameraRig(bev_aug=rig.bev_aug, **{name: getattr(rig, name)[:, kept] for name in names})
     images, depth_map = inputs['images'][:, kept], inputs['depth_map'][:, kept]
     return {**inputs, 'images': images, 'depth_map': depth_map, 'rig': smaller}
@@ -44,15 +44,15 @@ def selected(inputs: Dict[str, Any], cameras: Sequence[int]) -> Dict[str, Any]:
 
 def ahead_only(rig: CameraRig, degrees: float = 100.0) -> CameraRig:
     """The same cameras turned about the LiDAR's axis so that they share a sector ahead instead of the whole circle."""
-    cam2lidar = rig.cam2lidar.clone()
+    cam2bev = rig.cam2bev.clone()
     for n in range(rig.num_cams):
         now = 2 * math.pi * n / rig.num_cams
         wanted = math.radians(degrees) * ((n + 0.5) / rig.num_cams - 0.5)
         cos, sin = math.cos(wanted - now), math.sin(wanted - now)
-        turn = torch.eye(4, dtype=cam2lidar.dtype)
+        turn = torch.eye(4, dtype=cam2bev.dtype)
         turn[:2, :2] = torch.tensor([[cos, -sin], [sin, cos]])
-        cam2lidar[:, n] = turn @ cam2lidar[:, n]
-    return replace(rig, cam2lidar=cam2lidar, cam2ego=rig.cam2ego @ torch.linalg.inv(rig.cam2lidar) @ cam2lidar)
+        cam2bev[:, n] = turn @ cam2bev[:, n]
+    return replace(rig, cam2bev=cam2bev, cam2ego=rig.cam2ego @ torch.linalg.inv(rig.cam2bev) @ cam2bev)
 
 
 @pytest.fixture
@@ -137,7 +137,7 @@ def test_a_camera_of_other_optics_moves_its_own_rays_only(make_rig: Make, model:
     # the lifted points, seen by the cameras they were lifted from, are the feature cells' pixels and the bins' depths
     homogeneous = torch.cat([after, torch.ones_like(after[..., :1])], -1)
     homogeneous = torch.einsum('bij,bnhwdj->bnhwdi', torch.linalg.inv(other.bev_aug), homogeneous)
-    seen = torch.einsum('bnij,bnhwdj->bnhwdi', other.lidar2img, homogeneous)
+    seen = torch.einsum('bnij,bnhwdj->bnhwdi', other.bev2img, homogeneous)
     pixels = torch.stack([seen[..., 0] / seen[..., 2], seen[..., 1] / seen[..., 2], torch.ones_like(seen[..., 2])], -1)
     augmentation = torch.cat([other.img_aug[..., :2, :2], other.img_aug[..., :2, 3:]], dim=-1)
     pixels = torch.einsum('bnij,bnhwdj->bnhwdi', augmentation, pixels)

@@ -18,8 +18,8 @@ from mmengine.registry import MODELS
 import geomim.mmdet3d  # noqa: F401
 from geomim.checkpoints.layouts import from_reference, to_reference
 from geomim.checkpoints.loading import load_pretrained
-from geomim.proofs import pretraining as verify
 from geomim.method.depth import depth_maps
+from geomim.proofs import pretraining as verify
 from geomim.proofs.reference_file import ReferenceFile, compare_all
 
 

@@ -25,16 +25,16 @@ PLACES = ((4.5, 1.5), (-3.3, 2.7), (2.1, -3.9))
 def ring(bev_aug: torch.Tensor, cams: int = 6) -> CameraRig:
     """Cameras at the LiDAR's place that look outward, with an image augmentation each."""
     angles = torch.arange(cams) * (2 * torch.pi / cams) + 0.2
-    cam2lidar = torch.zeros(1, cams, 4, 4)
-    cam2lidar[0, :, 0, 0], cam2lidar[0, :, 0, 2] = angles.sin(), angles.cos()
-    cam2lidar[0, :, 1, 0], cam2lidar[0, :, 1, 2] = -angles.cos(), angles.sin()
-    cam2lidar[0, :, 2, 1] = -1
-    cam2lidar[0, :, 3, 3] = 1
+    cam2bev = torch.zeros(1, cams, 4, 4)
+    cam2bev[0, :, 0, 0], cam2bev[0, :, 0, 2] = angles.sin(), angles.cos()
+    cam2bev[0, :, 1, 0], cam2bev[0, :, 1, 2] = -angles.cos(), angles.sin()
+    cam2bev[0, :, 2, 1] = -1
+    cam2bev[0, :, 3, 3] = 1
     intrinsics = torch.tensor([[500.0, 0, 400], [0, 500, 225], [0, 0, 1]]).expand(1, cams, 3, 3)
     img_aug = torch.eye(4).repeat(1, cams, 1, 1)
     img_aug[..., 0, 0], img_aug[..., 1, 1], img_aug[..., 0, 3], img_aug[..., 1, 3] = 0.45, 0.45, 12.0, 20.0
     img_aug[0, ::2, 0, 0], img_aug[0, ::2, 0, 3] = -0.45, 372.0  # every other image mirrored
-    return CameraRig.create(intrinsics, cam2lidar, cam2lidar, img_aug, bev_aug)
+    return CameraRig.create(intrinsics, cam2bev, cam2bev, img_aug, bev_aug)
 
 
 def student_cell(grid: BEVGrid, rig: CameraRig, centre: torch.Tensor) -> tuple:

@@ -85,7 +85,7 @@ def test_batch_has_everything_in_order() -> None:
     assert inputs['rig'].img_aug.dtype == torch.float32
     for index, sample in enumerate(samples):
         meta = sample['data_samples'].metainfo
-        product = inputs['rig'].cam2lidar[index].double().numpy() @ meta['lidar2cam']
+        product = inputs['rig'].cam2bev[index].double().numpy() @ meta['lidar2cam']
         np.testing.assert_allclose(product, np.tile(np.eye(4), (3, 1, 1)), atol=1e-5)
         np.testing.assert_array_equal(inputs['rig'].img_aug[index].numpy(), meta['img_aug_matrix'])
         np.testing.assert_array_equal(inputs['rig'].bev_aug[index].numpy(), meta['bev_aug_matrix'])

@@ -191,9 +191,9 @@ def test_the_step_leaves_what_it_was_given_and_other_features_alone() -> None:
 def test_the_key_camera_does_not_matter() -> None:
     """Whichever camera comes first, a camera's place in the LiDAR frame is its own."""
     info, bda, cloud = sample_info(), torch.eye(3), torch.zeros(1, 5)
-    usual = rig_of(through_the_step(info, CAMERAS, cloud, bda)).cam2lidar
+    usual = rig_of(through_the_step(info, CAMERAS, cloud, bda)).cam2bev
     order = (3, 1, 0, 5, 2, 4)
-    other = rig_of(through_the_step(info, tuple(CAMERAS[index] for index in order), cloud, bda)).cam2lidar
+    other = rig_of(through_the_step(info, tuple(CAMERAS[index] for index in order), cloud, bda)).cam2bev
     torch.testing.assert_close(other, usual[:, list(order)], atol=1e-3, rtol=0)
 
 

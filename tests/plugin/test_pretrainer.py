@@ -18,11 +18,11 @@ from torch import Tensor, nn
 import geomim.plugin  # noqa: F401
 from geomim.checkpoints.layouts import from_reference, to_reference
 from geomim.checkpoints.loading import load_pretrained
-from geomim.proofs import pretraining as verify
 from geomim.method.camera import CameraRig
 from geomim.method.depth import depth_maps
 from geomim.method.grid import BEVGrid
 from geomim.plugin.rig import read_img_inputs
+from geomim.proofs import pretraining as verify
 from geomim.proofs.reference_file import ReferenceFile, compare_all
 from geomim.teachers.base import BEVTeacher, TeacherRecord
 
@@ -43,7 +43,7 @@ class GivenBEV(BEVTeacher):
 
 def as_img_inputs(images: Tensor, rig: CameraRig) -> Dict[str, Any]:
     """What a BEVDet loader would give for a rig: the global frame is the LiDAR's."""
-    ego2globals = rig.cam2lidar @ torch.linalg.inv(rig.cam2ego)
+    ego2globals = rig.cam2bev @ torch.linalg.inv(rig.cam2ego)
     return dict(
         img_inputs=[
             images,

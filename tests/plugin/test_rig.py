@@ -75,7 +75,7 @@ def test_the_key_frame_agrees_with_a_plain_loop(entries: List[Tensor], lidar2key
             in_global = ego2globals[b, n].numpy() @ sensor2egos[b, n].numpy() @ point
             in_key = np.linalg.inv(ego2globals[b, 0].numpy()) @ in_global
             in_lidar = np.linalg.inv(lidar2key[b].numpy()) @ in_key
-            np.testing.assert_allclose(rig.cam2lidar[b, n].numpy() @ point, in_lidar, atol=1e-9)
+            np.testing.assert_allclose(rig.cam2bev[b, n].numpy() @ point, in_lidar, atol=1e-9)
         np.testing.assert_allclose((rig.bev_aug[b].numpy() @ point)[:3], bda[b].numpy() @ point[:3], rtol=1e-12)
         assert rig.bev_aug[b, 3].tolist() == [0, 0, 0, 1]
 
@@ -92,10 +92,10 @@ def test_one_frame_is_taken_as_it_is(entries: List[Tensor], lidar2key: Tensor) -
 def test_poses_of_float32_far_from_the_origin_stay_exact_to_a_millimetre(
     entries: List[Tensor], lidar2key: Tensor
 ) -> None:
-    exact = read_img_inputs(entries, lidar2key, CAMS).rig.cam2lidar
+    exact = read_img_inputs(entries, lidar2key, CAMS).rig.cam2bev
     rounded = read_img_inputs([value.float() for value in entries], lidar2key.float(), CAMS).rig
-    assert rounded.cam2lidar.dtype == torch.float32
-    torch.testing.assert_close(rounded.cam2lidar.double(), exact, atol=1e-3, rtol=0)
+    assert rounded.cam2bev.dtype == torch.float32
+    torch.testing.assert_close(rounded.cam2bev.double(), exact, atol=1e-3, rtol=0)
 
 
 @pytest.mark.parametrize(

@@ -20,11 +20,11 @@ import geomim.method.lift_splat  # noqa: E402
 from geomim import CameraRig, GeoMIM  # noqa: E402
 from geomim.__main__ import main  # noqa: E402
 from geomim.checkpoints.layouts import to_reference  # noqa: E402
-from geomim.proofs import pretraining as verify_module  # noqa: E402
-from geomim.proofs.files import verify_file  # noqa: E402
 from geomim.method.depth import depth_maps  # noqa: E402
 from geomim.method.masking import complementary_masks  # noqa: E402
 from geomim.method.pooling import bev_pool_plain  # noqa: E402
+from geomim.proofs import pretraining as verify_module  # noqa: E402
+from geomim.proofs.files import verify_file  # noqa: E402
 
 Make = Callable[..., Any]
 
@@ -116,7 +116,7 @@ def write_file(
         'mask': masks[0] if copies == 2 else masks,
         'camera_intrinsics': wide,
         'camera2ego': rig.cam2ego,
-        'camera2lidar': rig.cam2lidar,
+        'camera2lidar': rig.cam2bev,
         'img_aug_matrix': rig.img_aug,
         'lidar_aug_matrix': rig.bev_aug,
     }

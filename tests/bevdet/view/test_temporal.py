@@ -161,11 +161,11 @@ def test_rigs_of_frames() -> None:
     frames = make_frames()
     poses = frames.sensor2key()
     rig = frames.rig(2, poses)
-    assert torch.equal(rig.cam2lidar, poses[:, 2])
+    assert torch.equal(rig.cam2bev, poses[:, 2])
     assert torch.equal(rig.cam2ego, poses[:, 0])
     assert torch.equal(rig.intrinsics, frames.intrinsics[:, 2])
     assert torch.equal(rig.img_aug, frames.img_aug[:, 2])
-    assert torch.equal(frames.rig(2, poses, placed=0).cam2lidar, poses[:, 0])
+    assert torch.equal(frames.rig(2, poses, placed=0).cam2bev, poses[:, 0])
 
 
 def planar(yaw: float, x: float, y: float) -> Tensor:

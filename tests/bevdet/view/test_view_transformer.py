@@ -44,7 +44,7 @@ def looped_splat(rig: CameraRig, depth: Tensor, context: Tensor, depths: List[fl
     rows, cols = SIZE[0] // STRIDE, SIZE[1] // STRIDE
     for image in range(depth.shape[0]):
         b, n = divmod(image, rig.num_cams)
-        augmentation, pose = rig.img_aug[b, n], rig.cam2lidar[b, n]
+        augmentation, pose = rig.img_aug[b, n], rig.cam2bev[b, n]
         for row in range(rows):
             for col in range(cols):
                 u, v = col * (SIZE[1] - 1) / (cols - 1), row * (SIZE[0] - 1) / (rows - 1)
@@ -111,7 +111,7 @@ def test_ground_rays_peak_at_the_depth_where_the_ray_meets_the_ground(make_rig: 
     pose = torch.eye(4)
     pose[:3, :3] = torch.tensor([[0.0, 0.0, 1.0], [-1.0, 0.0, 0.0], [0.0, -1.0, 0.0]])  # level, looking ahead
     pose[2, 3] = 1.5
-    rig = replace(rig, cam2lidar=pose[None, None].to(rig.cam2lidar), bev_aug=torch.eye(4)[None].to(rig.bev_aug))
+    rig = replace(rig, cam2bev=pose[None, None].to(rig.cam2bev), bev_aug=torch.eye(4)[None].to(rig.bev_aug))
     depths = torch.arange(1.0, 13.0)
     focal, middle = float(rig.intrinsics[0, 0, 1, 1]), float(rig.intrinsics[0, 0, 1, 2])
     below = [middle + focal * 1.5 / metres for metres in (3.0, 6.0, 10.0)]
@@ -177,7 +177,7 @@ def test_a_kept_plan_changes_nothing_and_is_taken_for_the_same_geometry_only(mak
         assert torch.equal(fast(features, rig).bev, plain(features, rig).bev)
     assert len(fast.plans) == 1
     assert fast.plan(rig) is fast.plan(replace(rig, intrinsics=rig.intrinsics.clone()))
-    for name in ('intrinsics', 'cam2lidar', 'img_aug', 'bev_aug'):
+    for name in ('intrinsics', 'cam2bev', 'img_aug', 'bev_aug'):
         changed = getattr(rig, name).clone()
         changed[..., 0, 0] *= 1.1
         other = replace(rig, **{name: changed})

@@ -38,9 +38,10 @@ class CameraRig:
     Args:
         intrinsics: (B, N, 3, 3), pixels of the image before augmentation.
         cam2ego: (B, N, 4, 4), camera to ego.
-        cam2lidar: (B, N, 4, 4), camera (at its own time stamp) to LiDAR (at its own).
+        cam2bev: (B, N, 4, 4), camera (at its own time stamp) to the frame of the BEV grid before BEV augmentation: the LiDAR
+            (at its own time stamp) in pretraining, the key ego frame in the detectors.
         img_aug: (B, N, 4, 4), pixels before to pixels after image augmentation: (u', v', 1) = A[:3, :3] (u, v, 1) + A[:3, 3].
-        bev_aug: (B, 4, 4), LiDAR before to LiDAR after BEV augmentation.
+        bev_aug: (B, 4, 4), the BEV grid's frame before to after BEV augmentation.
         names: the cameras' names, for messages.
 
     Raises:
@@ -49,7 +50,7 @@ class CameraRig:
 
     intrinsics: Tensor
     cam2ego: Tensor
-    cam2lidar: Tensor
+    cam2bev: Tensor
     img_aug: Tensor
     bev_aug: Tensor
     names: Optional[Tuple[str, ...]] = None
@@ -62,7 +63,7 @@ class CameraRig:
         batch, cams = self.intrinsics.shape[:2]
         if cams < 1:
             raise ValueError('camera rig: no camera')
-        for name in ('cam2ego', 'cam2lidar', 'img_aug'):
+        for name in ('cam2ego', 'cam2bev', 'img_aug'):
             _expect_shape(name, getattr(self, name), (batch, cams, 4, 4))
         _expect_shape('bev_aug', self.bev_aug, (batch, 4, 4))
         if self.names is not None:
@@ -82,7 +83,7 @@ class CameraRig:
         cls,
         intrinsics: Tensor,
         cam2ego: Tensor,
-        cam2lidar: Tensor,
+        cam2bev: Tensor,
         img_aug: Optional[Tensor] = None,
         bev_aug: Optional[Tensor] = None,
         names: Optional[Sequence[str]] = None,
@@ -94,7 +95,7 @@ class CameraRig:
             img_aug = torch.eye(4, dtype=cam2ego.dtype, device=cam2ego.device).expand_as(cam2ego)
         if bev_aug is None:
             bev_aug = torch.eye(4, dtype=cam2ego.dtype, device=cam2ego.device).expand(cam2ego.shape[0], 4, 4)
-        return cls(intrinsics, cam2ego, cam2lidar, img_aug, bev_aug, tuple(names) if names is not None else None)
+        return cls(intrinsics, cam2ego, cam2bev, img_aug, bev_aug, tuple(names) if names is not None else None)
 
     @property
     def batch_size(self) -> int:
@@ -105,17 +106,17 @@ class CameraRig:
         return self.intrinsics.shape[1]
 
     @property
-    def lidar2cam(self) -> Tensor:
-        """(B, N, 4, 4), LiDAR before BEV augmentation to camera."""
-        return inverse(self.cam2lidar)
+    def bev2cam(self) -> Tensor:
+        """(B, N, 4, 4), the BEV grid's frame before augmentation to camera."""
+        return inverse(self.cam2bev)
 
     @property
-    def lidar2img(self) -> Tensor:
-        """(B, N, 4, 4), LiDAR before BEV augmentation to (u z, v z, z, 1), pixels before image augmentation."""
-        projection = torch.zeros_like(self.cam2lidar)
+    def bev2img(self) -> Tensor:
+        """(B, N, 4, 4), the BEV grid's frame before augmentation to (u z, v z, z, 1), pixels before image augmentation."""
+        projection = torch.zeros_like(self.cam2bev)
         projection[..., :3, :3] = self.intrinsics
         projection[..., 3, 3] = 1
-        return projection @ self.lidar2cam
+        return projection @ self.bev2cam
 
     def camera_vector(self) -> Tensor:
         """(B, N, 22) numbers of the camera-aware gate: fx, fy, cx, cy; r00, r01, t0, r10, r11, t1 of the image augmentation; the
@@ -137,7 +138,7 @@ class CameraRig:
             self,
             intrinsics=self.intrinsics[:, index],
             cam2ego=self.cam2ego[:, index],
-            cam2lidar=self.cam2lidar[:, index],
+            cam2bev=self.cam2bev[:, index],
             img_aug=self.img_aug[:, index],
             names=names,
         )
@@ -156,7 +157,7 @@ class CameraRig:
 
         Reads the values back: call it on the host, before the matrices move to a device.
         """
-        for name in ('intrinsics', 'cam2ego', 'cam2lidar', 'img_aug', 'bev_aug'):
+        for name in ('intrinsics', 'cam2ego', 'cam2bev', 'img_aug', 'bev_aug'):
             value = getattr(self, name)
             bad = (~torch.isfinite(value)).nonzero()
             if len(bad):

@@ -86,11 +86,11 @@ def project_points(points: Tensor, rig: CameraRig, sample: int) -> Tuple[Tensor,
 
     The pixels of points behind a camera are meaningless; their depth is negative.
     """
-    xyz = points[:, :3].to(rig.cam2lidar.dtype) - rig.bev_aug[sample, :3, 3]
+    xyz = points[:, :3].to(rig.cam2bev.dtype) - rig.bev_aug[sample, :3, 3]
     augmentation = rig.img_aug[sample]
     with full_precision(xyz):
         xyz = xyz @ inverse(rig.bev_aug[sample, :3, :3]).T
-        projection = rig.lidar2img[sample]
+        projection = rig.bev2img[sample]
         projected = xyz @ projection[:, :3, :3].transpose(1, 2) + projection[:, None, :3, 3]
         depth = projected[..., 2]
         uv = projected[..., :2] / depth.clamp(min=_NEAREST)[..., None]

@@ -82,12 +82,12 @@ def pixel_rays(pixels: Tensor, rig: CameraRig) -> Tensor:
 def frustum_points(pixels: Tensor, depths: Tensor, rig: CameraRig) -> Tensor:
     """LiDAR coordinates, after BEV augmentation, of pixels (h, w, 2) at depths (D,) -> (B, N, h, w, D, 3), metres."""
     dtype = pixels.dtype
-    cam2lidar, bev_aug = rig.cam2lidar.to(dtype), rig.bev_aug.to(dtype)
+    cam2bev, bev_aug = rig.cam2bev.to(dtype), rig.bev_aug.to(dtype)
     with full_precision(pixels):
-        rotation = cam2lidar[..., :3, :3] @ inverse(rig.intrinsics.to(dtype))
+        rotation = cam2bev[..., :3, :3] @ inverse(rig.intrinsics.to(dtype))
         rays = torch.einsum('bnij,bnhwj->bnhwi', rotation, pixel_rays(pixels, rig))
         rays = torch.einsum('bij,bnhwj->bnhwi', bev_aug[:, :3, :3], rays)
-        origin = torch.einsum('bij,bnj->bni', bev_aug[:, :3, :3], cam2lidar[..., :3, 3]) + bev_aug[:, None, :3, 3]
+        origin = torch.einsum('bij,bnj->bni', bev_aug[:, :3, :3], cam2bev[..., :3, 3]) + bev_aug[:, None, :3, 3]
     return origin[:, :, None, None, None] + rays[..., None, :] * depths[:, None]
 
 

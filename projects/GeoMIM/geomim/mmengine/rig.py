@@ -56,7 +56,7 @@ def build_rig(samples: Sequence[Mapping[str, Any]], dtype: torch.dtype = torch.f
     return CameraRig(
         intrinsics=tensor(_stacked(samples, 'cam2img')[..., :3, :3]),
         cam2ego=tensor(_stacked(samples, 'cam2ego')),
-        cam2lidar=tensor(np.linalg.inv(_stacked(samples, 'lidar2cam'))),
+        cam2bev=tensor(np.linalg.inv(_stacked(samples, 'lidar2cam'))),
         img_aug=tensor(_stacked(samples, 'img_aug_matrix')),
         bev_aug=tensor(_stacked(samples, 'bev_aug_matrix')),
         names=tuple(samples[0]['cam_names']),

@@ -139,13 +139,13 @@ class SurroundFrames:
             placed: the frame whose poses place the image features, by default the same; 0 leaves the alignment for later.
 
         Returns:
-            ``cam2lidar`` is the pose that places the features, ``cam2ego`` always that of the key frame, as BEVDepth's camera-aware layers
+            ``cam2bev`` is the pose that places the features, ``cam2ego`` always that of the key frame, as BEVDepth's camera-aware layers
             are told.
         """
         return CameraRig(
             intrinsics=self.intrinsics[:, frame],
             cam2ego=sensor2key[:, 0],
-            cam2lidar=sensor2key[:, frame if placed is None else placed],
+            cam2bev=sensor2key[:, frame if placed is None else placed],
             img_aug=self.img_aug[:, frame],
             bev_aug=self.bev_aug,
         )

@@ -44,6 +44,6 @@ class PlanCache:
 
     @staticmethod
     def _key(rig: CameraRig) -> Key:
-        matrices = (rig.intrinsics, rig.cam2lidar, rig.img_aug, rig.bev_aug)
+        matrices = (rig.intrinsics, rig.cam2bev, rig.img_aug, rig.bev_aug)
         numbers = torch.cat([matrix.detach().flatten() for matrix in matrices]).cpu().numpy().tobytes()  # one transfer
-        return str(rig.cam2lidar.device), tuple(rig.cam2lidar.shape), numbers
+        return str(rig.cam2bev.device), tuple(rig.cam2bev.shape), numbers
