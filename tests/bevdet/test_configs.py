@@ -39,14 +39,12 @@ PUBLISHED = (
     'bevdet-swinb-4d-stereo-512x1408-cbgs-geomim',
 )
 TINY = ('bevdepth4d_tiny_synthetic', 'bevdepth4d_rays_tiny_synthetic', 'bevstereo4d_tiny_synthetic')
-PARTS = ('backbones', 'datasets', 'detectors', 'head', 'necks', 'shifted_swin', 'training', 'view_transformer')
 
 
 @pytest.fixture(autouse=True, scope='module')
 def _scope() -> Iterator[None]:
     """Everything is registered, names are looked for where mmdet3d's runner looks."""
-    for part in PARTS:
-        importlib.import_module(f'geomim.bevdet.{part}')
+    importlib.import_module('geomim.bevdet')
     with DefaultScope.overwrite_default_scope('mmdet3d'):
         yield
 

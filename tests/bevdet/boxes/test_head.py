@@ -20,7 +20,7 @@ from mmdet3d.structures import Det3DDataSample, LiDARInstance3DBoxes  # noqa: E4
 from mmengine.registry import MODELS  # noqa: E402
 from mmengine.structures import InstanceData  # noqa: E402
 
-from geomim.bevdet import head as head_module  # noqa: E402
+from geomim.bevdet.boxes import head as head_module  # noqa: E402
 from geomim.bevdet.boxes.head import BEVDetCenterHead  # noqa: E402
 
 SIZE_X, SIZE_Y = 12, 10

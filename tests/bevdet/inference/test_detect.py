@@ -22,9 +22,9 @@ from mmengine.config import Config
 from mmengine.structures import InstanceData
 
 from geomim.__main__ import main
-from geomim.bevdet import inference
 from geomim.bevdet.boxes.transform import transform_boxes
 from geomim.bevdet.detectors import BEVDet
+from geomim.bevdet.inference import detect as inference
 from geomim.bevdet.inference.drawing import FOUND, TRUE, DrawnBoxes, draw_bev, draw_cameras, draw_in_image
 
 CONFIG = 'configs/mmdet3d/finetune/bevdepth4d_tiny_synthetic.py'
