@@ -7,6 +7,7 @@ import copy
 import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -22,6 +23,7 @@ import mmengine
 from mmdet3d.structures.ops import box_np_ops
 from mmengine.config import Config
 
+from geomim.__main__ import main
 from geomim.nuscenes import infos
 from geomim.nuscenes.infos import NUSCENES_CAMERAS, info_names, make_infos
 from geomim.synthetic import Recipe, make_recipe, write_world
@@ -310,14 +312,12 @@ def test_force_and_out(linked: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert {(linked / name).read_bytes() for name in info_names()} == {b'new v1.0-trainval'}
 
 
-def test_a_folder_that_is_no_nuscenes_root_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_that_is_no_nuscenes_root_is_told(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     for folder in (tmp_path, tmp_path / 'nowhere'):
         with pytest.raises(ValueError, match=f'{folder} is no nuScenes root: .*v1.0-trainval/sample.json.*v1.0-mini'):
             make_infos(folder)
-    monkeypatch.setattr(sys, 'argv', ['infos', str(tmp_path)])
-    with pytest.raises(SystemExit, match='geomim infos: .* is no nuScenes root') as error:
-        infos.main()
-    assert error.value.code != 0
+    assert main(['infos', str(tmp_path), '--for', 'mmdet3d']) == 2
+    assert re.search('geomim infos: .* is no nuScenes root', capsys.readouterr().err)
     assert list(tmp_path.iterdir()) == []
 
 
