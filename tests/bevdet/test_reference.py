@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Dict, List, Set
+from typing import Any, Dict, List, Set
 
 import pytest
 
@@ -20,7 +20,7 @@ FILES = ('bevdet', '4d', 'depth', 'stereo', 'occ')
 _rows: Dict[str, List[Row]] = {}
 
 
-def rows_of(reference_folder: Path, name: str) -> List[Row]:
+def rows_of(reference_folder: Any, name: str) -> List[Row]:
     if name not in _rows:
         _rows[name] = verify_file(reference_folder / f'bevdet_{name}.npz')
     return _rows[name]
@@ -39,19 +39,19 @@ def rewritten(source: Path, target: Path, changed: Set[str], factor: float) -> P
 
 
 @pytest.mark.parametrize('name', FILES)
-def test_every_tensor_agrees(reference_folder: Path, name: str) -> None:
+def test_every_tensor_agrees(reference_folder: Any, name: str) -> None:
     rows = rows_of(reference_folder, name)
     assert [f'{row.name}: {row.error:.2e} {row.remark}' for row in rows if not row.passed] == []
 
 
 @pytest.mark.parametrize('name', FILES)
-def test_every_output_of_the_file_is_compared_once(reference_folder: Path, name: str) -> None:
+def test_every_output_of_the_file_is_compared_once(reference_folder: Any, name: str) -> None:
     names = sorted(row.name for row in rows_of(reference_folder, name))
     with np.load(str(reference_folder / f'bevdet_{name}.npz')) as archive:
         assert names == sorted(key for key in archive.files if key.startswith('out/'))
 
 
-def test_changed_outputs_are_noticed(reference_folder: Path, tmp_path: Path) -> None:
+def test_changed_outputs_are_noticed(reference_folder: Any, tmp_path: Path) -> None:
     changed = {
         'out/bev_0',
         'out/depth_1',
@@ -66,7 +66,7 @@ def test_changed_outputs_are_noticed(reference_folder: Path, tmp_path: Path) -> 
     assert failed == changed | {'out/view_transform_calls'}
 
 
-def test_the_pose_of_a_past_frame_matters_to_its_own_map_only(reference_folder: Path, tmp_path: Path) -> None:
+def test_the_pose_of_a_past_frame_matters_to_its_own_map_only(reference_folder: Any, tmp_path: Path) -> None:
     with np.load(str(reference_folder / 'bevdet_4d.npz')) as archive:
         arrays = {name: archive[name] for name in archive.files}
     poses = arrays['in/ego2globals'].copy()
@@ -78,7 +78,7 @@ def test_the_pose_of_a_past_frame_matters_to_its_own_map_only(reference_folder: 
     assert not failed & {'out/bev_0', 'out/depth_0', 'out/depth_1'}
 
 
-def test_the_command_tells_what_differs(reference_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_the_command_tells_what_differs(reference_folder: Any, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     source = reference_folder / 'bevdet_bevdet.npz'
     assert main(['verify', str(source), '--failures-only']) == 0
     changed = rewritten(source, tmp_path / 'changed.npz', {'param/img_view_transformer.depth_net.bias'}, 1.5)
@@ -86,7 +86,7 @@ def test_the_command_tells_what_differs(reference_folder: Path, tmp_path: Path, 
     assert 'out/depth_0' in capsys.readouterr().out
 
 
-def test_weights_that_do_not_fit_are_an_error(reference_folder: Path, tmp_path: Path) -> None:
+def test_weights_that_do_not_fit_are_an_error(reference_folder: Any, tmp_path: Path) -> None:
     with np.load(str(reference_folder / 'bevdet_bevdet.npz')) as archive:
         arrays = {name: archive[name] for name in archive.files if 'img_neck.conv.0' not in name}
     np.savez(str(tmp_path / 'lacking.npz'), **arrays)
@@ -94,7 +94,7 @@ def test_weights_that_do_not_fit_are_an_error(reference_folder: Path, tmp_path: 
         verify_file(tmp_path / 'lacking.npz')
 
 
-def test_images_that_make_no_whole_frames_are_an_error(reference_folder: Path, tmp_path: Path) -> None:
+def test_images_that_make_no_whole_frames_are_an_error(reference_folder: Any, tmp_path: Path) -> None:
     with np.load(str(reference_folder / 'bevdet_stereo.npz')) as archive:
         arrays = {name: archive[name] for name in archive.files}
     arrays['in/imgs'] = arrays['in/imgs'][:, :17]
@@ -103,13 +103,13 @@ def test_images_that_make_no_whole_frames_are_an_error(reference_folder: Path, t
         verify_file(tmp_path / 'short.npz')
 
 
-def test_changed_occupancy_is_noticed(reference_folder: Path, tmp_path: Path) -> None:
+def test_changed_occupancy_is_noticed(reference_folder: Any, tmp_path: Path) -> None:
     changed = {'out/occ_argmax', 'out/loss/loss_occ', 'out/bev_encoded'}
     path = rewritten(reference_folder / 'bevdet_occ.npz', tmp_path / 'changed.npz', changed, 2)
     assert {row.name for row in verify_file(path) if not row.passed} == changed
 
 
-def test_voxels_that_no_camera_sees_do_not_count(reference_folder: Path, tmp_path: Path) -> None:
+def test_voxels_that_no_camera_sees_do_not_count(reference_folder: Any, tmp_path: Path) -> None:
     with np.load(str(reference_folder / 'bevdet_occ.npz')) as archive:
         arrays = {name: archive[name] for name in archive.files}
     labels, seen = arrays['in/voxel_semantics'], arrays['in/mask_camera']
@@ -120,7 +120,7 @@ def test_voxels_that_no_camera_sees_do_not_count(reference_folder: Path, tmp_pat
         assert {row.name for row in verify_file(tmp_path / 'others.npz') if not row.passed} == differing
 
 
-def test_another_detector_is_refused(reference_folder: Path, tmp_path: Path) -> None:
+def test_another_detector_is_refused(reference_folder: Any, tmp_path: Path) -> None:
     path = reference_folder / 'bevdet_bevdet.npz'
     with np.load(str(path)) as archive:
         arrays = {name: archive[name] for name in archive.files}
