@@ -369,3 +369,14 @@ def five_world(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     command += ['--frames', '2', '--image-size', '0', '0', '--workers', '1']
     run_quietly(command)
     return root
+
+
+@pytest.fixture(scope='session')
+def bevdet_world(link_world: Callable[[Path], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Not to be changed."""
+    from mmdet3d.utils import register_all_modules
+
+    from geomim.nuscenes.bevdet_infos import make_bevdet_infos
+
+    register_all_modules(init_default_scope=True)
+    return make_bevdet_infos(link_world(tmp_path_factory.mktemp('bevdet') / 'world'))

@@ -22,7 +22,7 @@ from mmengine.registry import MODELS
 config = Config.fromfile({config!r})
 assert 'projects.GeoMIM.geomim.mmdet3d' in sys.modules and 'geomim' not in sys.modules
 model = MODELS.build(config.model)
-assert type(model).__module__ == 'projects.GeoMIM.geomim.mmdet3d.model', type(model).__module__
+assert type(model).__module__ == 'projects.GeoMIM.geomim.mmengine.model', type(model).__module__
 try:
     sys.path.append({source!r})
     import geomim

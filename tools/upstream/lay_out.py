@@ -20,10 +20,12 @@ from pathlib import Path
 from typing import Dict, List, Sequence
 
 import yaml
-from bootstrap import cache_folder
 from reflow import narrow
 
 ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / 'tools'))
+from bootstrap import cache_folder  # noqa: E402
+
 PROJECT = 'projects/GeoMIM'
 LEFT_OUT = ('__pycache__', '*.egg-info', '*.pyc', 'py.typed')
 # hook of the checkout -> distribution that brings it
