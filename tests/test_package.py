@@ -247,10 +247,11 @@ def test_checker_finds_each_fault(tmp_path: Path, name: str, text: str, message:
 
 
 def test_versions_agree() -> None:
-    """The version of the installed distribution, of the source and of the changelog's first entry."""
+    """The version of the installed distribution, of the source, of the changelog's first entry and of the citation."""
     written = re.findall(r"^__version__ = '([^']+)'$", (PACKAGE / '__init__.py').read_text(), re.MULTILINE)
     released = re.findall(r'^## (\S+)', (ROOT / 'CHANGELOG.md').read_text(), re.MULTILINE)
-    assert written == released[:1]
+    cited = re.findall(r'^version: (\S+)$', (ROOT / 'CITATION.cff').read_text(), re.MULTILINE)
+    assert written == released[:1] == cited
     try:
         installed = metadata.version('geomim')
     except metadata.PackageNotFoundError:
