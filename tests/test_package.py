@@ -257,3 +257,12 @@ def test_versions_agree() -> None:
     except metadata.PackageNotFoundError:
         pytest.skip('not installed: used as a folder of another checkout')
     assert installed == written[0]
+
+
+def test_the_projects_page_lists_every_room_and_every_file_of_the_method() -> None:
+    page = (PACKAGE.parent / 'README.md').read_text()
+    files = {path.name for path in (PACKAGE / 'method').glob('*.py')} - {'__init__.py'}
+    rooms = {f'{path.parent.name}/' for path in PACKAGE.glob('*/__init__.py')} - {'method/'} | {'atomic.py'}
+    assert {name for name in files | rooms if f'\n| `{name}` |' not in page} == set()
+    listed = re.findall(r'^\| `(\w+(?:\.py|/))` \|', page, re.MULTILINE)
+    assert set(listed) == files | rooms, 'no row for a file that is gone'
