@@ -214,7 +214,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
     parser.add_argument('--threads', type=int, default=0)
     parser.add_argument('--repeats', type=int, default=20, help='of the view transformation')
-    parser.add_argument('--model-repeats', type=int, default=5, help='of the whole detector, each in a process of its own')
+    parser.add_argument('--model-repeats', type=int, default=5, help='of the whole detector, per process')
     parser.add_argument(
         '--rounds', type=int, default=2, help='processes of the whole detector with and without kept plans'
     )
