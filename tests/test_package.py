@@ -266,3 +266,22 @@ def test_the_projects_page_lists_every_room_and_every_file_of_the_method() -> No
     assert {name for name in files | rooms if f'\n| `{name}` |' not in page} == set()
     listed = re.findall(r'^\| `(\w+(?:\.py|/))` \|', page, re.MULTILINE)
     assert set(listed) == files | rooms, 'no row for a file that is gone'
+
+
+def test_links_of_the_pages_lead_to_files_and_headings() -> None:
+    pages = [ROOT / 'README.md', ROOT / 'CONTRIBUTING.md', PACKAGE.parent / 'README.md']
+    pages += sorted([*ROOT.glob('docs/*.md'), *ROOT.glob('constraints/*.md')])
+    dead = []
+    for page in pages:
+        for target in re.findall(r'\]\(([^)\s]+)\)', page.read_text(encoding='utf-8')):
+            place, _, anchor = target.partition('#')
+            other = page.parent / place if place else page
+            if '://' not in target and (not other.exists() or anchor and anchor not in anchors(other)):
+                dead.append(f'{page.name}: {target}')
+    assert dead == []
+
+
+def anchors(page: Path) -> List[str]:
+    """How GitHub names the headings of a page."""
+    headings = re.findall(r'^#+ (.*)$', page.read_text(encoding='utf-8'), re.MULTILINE)
+    return [re.sub(r'[^a-z0-9 _-]', '', heading.lower()).replace(' ', '-') for heading in headings]
