@@ -6,8 +6,6 @@ Packages are imported in processes of their own, since a broken one may end its 
 from __future__ import annotations
 
 import argparse
-import importlib
-import importlib.util
 import json
 import os
 import platform
@@ -42,6 +40,22 @@ VARIABLES = (
 )
 NOT_INSTALLED = 'not installed'
 MARK = 'geomim-env '  # in front of a child's own lines, among whatever else an import prints
+# MARK NAME...: a line per name on the standard output, past whatever an import makes of `sys.stdout`. It starts without torch,
+# so that nothing is there which the imports themselves do not bring; they raise anything, SystemExit included.
+CHILD = """
+import importlib, importlib.util, json, os, sys
+mark, *names = sys.argv[1:]
+for name in names:
+    try:
+        if importlib.util.find_spec(name.partition('.')[0]) is None:
+            found = 'not installed'
+        else:
+            version = getattr(importlib.import_module(name), '__version__', None)
+            found = 'ok, %s' % version if version else 'ok'
+    except BaseException as error:
+        found = '%s: %s' % (type(error).__name__, ' '.join(str(error).split())[:300])
+    os.write(1, ('\\n' + mark + json.dumps([name, found]) + '\\n').encode())
+"""
 SECONDS = 300  # that one child may take
 
 
@@ -225,7 +239,7 @@ def try_imports(modules: Sequence[str]) -> Dict[str, str]:
 
 def run_child(names: Sequence[str]) -> Tuple[Dict[str, str], str]:
     """What a child found out about the first of ``names``, all of them if it lived; how it ended."""
-    command = [sys.executable, '-W', 'ignore', '-m', f'{PACKAGE}.commands.env', *names]
+    command = [sys.executable, '-W', 'ignore', '-c', CHILD, MARK, *names]
     try:
         done = subprocess.run(command, capture_output=True, check=False, timeout=SECONDS)
         output, ending = done.stdout, how_it_ended(done.returncode, done.stderr)
@@ -241,25 +255,3 @@ def how_it_ended(status: int, errors: bytes) -> str:
     if status < 0:
         return f'the import killed its process: {signal.strsignal(-status)}; {last}'
     return f'the import ended its process with status {status}; {last}'
-
-
-def tell_imports(names: Sequence[str]) -> None:
-    """In the child: a line per name on the standard output, past whatever an import makes of ``sys.stdout``."""
-    for name in names:
-        line = json.dumps([name, try_import(name)])
-        os.write(1, f'\n{MARK}{line}\n'.encode())
-
-
-def try_import(name: str) -> str:
-    top = name.partition('.')[0]
-    try:
-        if importlib.util.find_spec(top) is None:
-            return NOT_INSTALLED
-        version = getattr(importlib.import_module(name), '__version__', None)
-    except BaseException as error:  # imports of broken hosts raise anything, SystemExit included
-        return one_line(error)
-    return f'ok, {version}' if version else 'ok'
-
-
-if __name__ == '__main__':
-    tell_imports(sys.argv[1:])
