@@ -32,8 +32,8 @@ test-bevdet: setup-bevdet ## the core and the plugin under Python 3.8, torch 1.1
 test-core: setup-core ## the core's tests under Python 3.8 and torch 1.10, skipped where there is no Python 3.8
 	@if [ -x $(CORE_VENV)/bin/python ]; then $(CORE_VENV)/bin/python -m pytest $(CORE_TESTS) $(ARGS); fi
 
-lint: setup ## linter, type checker, spelling
-	@status=0; for tool in 'ruff check .' mypy codespell; do \
+lint: setup ## linter, formatter, type checker, spelling
+	@status=0; for tool in 'ruff check .' 'ruff format --check .' mypy codespell; do \
 		echo "$$tool"; $(VENV)/bin/$$tool || status=1; \
 	done; exit $$status
 

@@ -52,12 +52,12 @@ def main() -> None:
         median = statistics.median(seconds)
         points.append((keyframes, median))
         spread = f' ({min(seconds):.1f} to {max(seconds):.1f})' if len(seconds) > 1 else ''
-        print(f'{keyframes:>6} keyframes: {median:7.1f} s{spread}, {median / keyframes:.2f} s a keyframe')
+        print(f'{keyframes:>6} keyframes: {median:7.1f} s{spread}, {median / keyframes:.2f} s per keyframe')
     if len(points) > 2:
         x, y = np.array(points).T
         slope, start = np.polyfit(x, y, 1)
         worst = np.abs(slope * x + start - y).max() / y.max()
-        print(f'line: {start:.1f} s + {slope:.2f} s a keyframe; farthest from it: {100 * worst:.0f} % of the largest')
+        print(f'line: {start:.1f} s + {slope:.2f} s per keyframe; farthest from it: {100 * worst:.0f} % of the largest')
 
 
 if __name__ == '__main__':

@@ -30,7 +30,7 @@ from geomim.method.config import config_from_dict
 
 
 def make_inputs(batch: int, cams: int, device: torch.device) -> tuple:
-    """Random images, a ring of cameras 70 degrees wide, random target and 3000 depth labels a camera."""
+    """Random images, a ring of cameras 70 degrees wide, random target and 3000 depth labels per camera."""
     from bev_pool import surround_rig
 
     generator = torch.Generator().manual_seed(0)

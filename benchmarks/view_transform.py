@@ -8,7 +8,7 @@
    ``accelerate=True`` does in evaluation; the others compute it in every call, as training must. ``--bev-pool-v2`` takes the folder of
    BEVDet's published CUDA kernel and builds it for the measurement; nothing else needs it.
 2. The whole detector with random weights, one frame, images to the raw outputs of the head: latency and peak memory with and without kept
-   plans, a process each, in turn.
+   plans, one process each, in turn.
 
 ``--quick`` checks that everything runs: small images, few repeats; its times say nothing.
 """
@@ -82,7 +82,7 @@ def synchronise(device: str) -> None:
 
 
 def measure_view(arguments: argparse.Namespace) -> List[Dict[str, Any]]:
-    """A row a variant and pass."""
+    """One row per variant and pass."""
     rig = make_rig(arguments)
     views = [make_model(arguments, accelerate).img_view_transformer for accelerate in (False, True)]
     variants = make_variants(*views, torch.device(arguments.device), arguments.bev_pool_v2)
@@ -214,7 +214,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
     parser.add_argument('--threads', type=int, default=0)
     parser.add_argument('--repeats', type=int, default=20, help='of the view transformation')
-    parser.add_argument('--model-repeats', type=int, default=5, help='of the whole detector, a process')
+    parser.add_argument('--model-repeats', type=int, default=5, help='of the whole detector, per process')
     parser.add_argument(
         '--rounds', type=int, default=2, help='processes of the whole detector with and without kept plans'
     )

@@ -247,12 +247,41 @@ def test_checker_finds_each_fault(tmp_path: Path, name: str, text: str, message:
 
 
 def test_versions_agree() -> None:
-    """The version of the installed distribution, of the source and of the changelog's first entry."""
+    """The version of the installed distribution, of the source, of the changelog's first entry and of the citation."""
     written = re.findall(r"^__version__ = '([^']+)'$", (PACKAGE / '__init__.py').read_text(), re.MULTILINE)
     released = re.findall(r'^## (\S+)', (ROOT / 'CHANGELOG.md').read_text(), re.MULTILINE)
-    assert written == released[:1]
+    cited = re.findall(r'^version: (\S+)$', (ROOT / 'CITATION.cff').read_text(), re.MULTILINE)
+    assert written == released[:1] == cited
     try:
         installed = metadata.version('geomim')
     except metadata.PackageNotFoundError:
         pytest.skip('not installed: used as a folder of another checkout')
     assert installed == written[0]
+
+
+def test_the_projects_page_lists_every_room_and_every_file_of_the_method() -> None:
+    page = (PACKAGE.parent / 'README.md').read_text()
+    files = {path.name for path in (PACKAGE / 'method').glob('*.py')} - {'__init__.py'}
+    rooms = {f'{path.parent.name}/' for path in PACKAGE.glob('*/__init__.py')} - {'method/'} | {'atomic.py'}
+    assert {name for name in files | rooms if f'\n| `{name}` |' not in page} == set()
+    listed = re.findall(r'^\| `(\w+(?:\.py|/))` \|', page, re.MULTILINE)
+    assert set(listed) == files | rooms, 'no row for a file that is gone'
+
+
+def test_links_of_the_pages_lead_to_files_and_headings() -> None:
+    pages = [ROOT / 'README.md', ROOT / 'CONTRIBUTING.md', PACKAGE.parent / 'README.md']
+    pages += sorted([*ROOT.glob('docs/*.md'), *ROOT.glob('constraints/*.md')])
+    dead = []
+    for page in pages:
+        for target in re.findall(r'\]\(([^)\s]+)\)', page.read_text(encoding='utf-8')):
+            place, _, anchor = target.partition('#')
+            other = page.parent / place if place else page
+            if '://' not in target and (not other.exists() or anchor and anchor not in anchors(other)):
+                dead.append(f'{page.name}: {target}')
+    assert dead == []
+
+
+def anchors(page: Path) -> List[str]:
+    """How GitHub names the headings of a page."""
+    headings = re.findall(r'^#+ (.*)$', page.read_text(encoding='utf-8'), re.MULTILINE)
+    return [re.sub(r'[^a-z0-9 _-]', '', heading.lower()).replace(' ', '-') for heading in headings]

@@ -1,6 +1,6 @@
 # mmdet's Mask R-CNN with GeoMIM's Swin-B, on nuImages in COCO's format as mmdet3d's nuimage_converter.py writes it.
 _base_ = 'mmdet::swin/mask-rcnn_swin-t-p4-w7_fpn_1x_coco.py'
-custom_imports = dict(imports=['geomim.mmdet3d'], allow_failed_imports=False)
+custom_imports = dict(imports=['geomim.mmengine'], allow_failed_imports=False)
 data_root = 'data/nuimages/'
 class_names = (
     'car',

@@ -1,7 +1,7 @@
 # mmseg's UPerNet with GeoMIM's Swin-B, on nuScenes-lidarseg seen by the cameras: the labels of the LiDAR points that fall
 # into an image, 255 elsewhere, as `python -m geomim infos data/nuscenes --for images` makes them.
 _base_ = 'mmseg::swin/swin-tiny-patch4-window7-in1k-pre_upernet_8xb2-160k_ade20k-512x512.py'
-custom_imports = dict(imports=['geomim.mmdet3d'], allow_failed_imports=False)
+custom_imports = dict(imports=['geomim.mmengine'], allow_failed_imports=False)
 data_root = 'data/nuscenes/'
 crop_size = (512, 1024)
 iterations = 80000

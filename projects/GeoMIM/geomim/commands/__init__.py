@@ -1,1 +1,1 @@
-"""The command line: ``python -m geomim inspect | convert | verify | synthesize | detect``."""
+"""The command line: ``python -m geomim inspect | convert | verify | synthesize | infos | detect | env``."""

@@ -60,14 +60,14 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def print_summary(arguments: argparse.Namespace, summary: Any) -> None:
-    """Frames, boxes a class, and where the files are."""
+    """Frames, boxes per class, and where the files are."""
     of_all = '' if summary.frames == summary.frames_of_split else f' of the {summary.frames_of_split}'
     print(f'{summary.folder}: {summary.frames}{of_all} frames of {arguments.data}, {summary.model}')
     shown = ', '.join(f'{name} {count}' for name, count in summary.shown.items() if count)
     print(f'  boxes with a score of at least {arguments.score_threshold:g}: {shown or "none"}')
     print(f'  {summary.folder / "results_nusc.json"}: {summary.boxes} boxes of all scores')
     if not arguments.no_pictures:
-        print(f'  {summary.folder / "pictures"}: a picture a frame, detections red, annotations green')
+        print(f'  {summary.folder / "pictures"}: one picture per frame, detections red, annotations green')
     if of_all:
         print('  nuscenes-devkit scores whole splits only')
 

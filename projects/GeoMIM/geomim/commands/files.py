@@ -104,7 +104,7 @@ def add_convert_arguments(parser: argparse.ArgumentParser) -> None:
         help='layout of the output; mmdet3d and, from there, bevdet take whole detectors, else they take encoders',
     )
     parser.add_argument(
-        '--window', type=int, nargs='+', metavar='W', help='resize the position bias tables, a window a stage'
+        '--window', type=int, nargs='+', metavar='W', help='resize the position bias tables, one window per stage'
     )
     parser.add_argument('--force', action='store_true', help='overwrite the output')
     view = parser.add_argument_group(

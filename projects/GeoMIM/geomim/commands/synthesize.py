@@ -18,7 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default='mini',
         help="'mini' (v1.0-mini: 8 + 2 scenes), a number, or TRAIN+VAL such as 80+20 (v1.0-trainval); default: mini",
     )
-    parser.add_argument('--frames', type=int, default=10, help='keyframes a scene, two a second; default: 10')
+    parser.add_argument('--frames', type=int, default=10, help='keyframes per scene, two per second; default: 10')
     parser.add_argument(
         '--image-size', type=int, nargs=2, default=(225, 400), metavar=('H', 'W'),
         help='pixels, intrinsics are scaled along; 0 0 keeps the size of each camera in the rig; default: 225 400',
@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         '--rig', default='nuscenes', help='nuscenes, five, front, truck, or a JSON file; default: nuscenes'
     )
     parser.add_argument('--camera-sweeps', action='store_true', help='cameras at 12 Hz instead of keyframes only')
-    parser.add_argument('--workers', type=int, default=os.cpu_count() or 1, help='processes; default: one a core')
+    parser.add_argument('--workers', type=int, default=os.cpu_count() or 1, help='processes; default: one per core')
     parser.add_argument('--no-infos', action='store_true', help="leave out mmdet3d's info files")
 
 

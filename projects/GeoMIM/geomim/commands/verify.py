@@ -12,7 +12,7 @@ from ..proofs.reference_file import Row
 
 
 def print_rows(rows: Sequence[Row], failures_only: bool) -> None:
-    """A line a tensor, the largest errors last."""
+    """One line per tensor, the largest errors last."""
     width = max((len(row.name) for row in rows), default=10)
     for row in sorted(rows, key=lambda row: row.error):
         if failures_only and row.passed:
