@@ -14,6 +14,8 @@ PACKAGE_DIRS = {'geomim': CORE, 'geomim.plugin': 'plugin', 'geomim.configs': 'co
 # CUDA versions for which spconv publishes wheels; all of them import as `spconv`, so install exactly one
 SPCONV_CUDA = ('114', '117', '118', '120', '121', '124', '126')
 SPCONV_RANGE = '>=2.3.6,<2.4'
+TEST = ['pytest>=7.4', 'pytest-xdist']
+LINT = [f'{tool}; python_version >= "3.9"' for tool in ('ruff', 'mypy', 'codespell')]  # not among the pins for 3.8
 MMSEG = ['mmsegmentation>=1.2,<1.3', 'ftfy', 'regex']  # mmseg imports the other two without asking for them
 
 
@@ -64,8 +66,9 @@ def extras() -> Dict[str, List[str]]:
         ],
         'spconv': [f'spconv{SPCONV_RANGE}'],
         'mmseg': MMSEG,
-        'test': ['pytest>=7.4'],
-        'dev': ['pytest>=7.4', 'ruff', 'mypy', 'codespell', 'pre-commit', *MMSEG],
+        'test': TEST,
+        'lint': LINT,
+        'dev': [*TEST, *LINT, 'pre-commit', *MMSEG],
     }
     table.update({f'spconv-cu{cuda}': [f'spconv-cu{cuda}{SPCONV_RANGE}'] for cuda in SPCONV_CUDA})
     return table

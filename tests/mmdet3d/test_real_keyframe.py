@@ -33,7 +33,6 @@ def keyframe_batch(model, config) -> dict:
     return model.data_preprocessor(batch, True)
 
 
-@pytest.mark.slow
 def test_the_tiny_student_begins_to_overfit_the_keyframe() -> None:
     from mmengine.config import Config
     from mmengine.registry import MODELS

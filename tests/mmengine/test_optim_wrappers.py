@@ -387,7 +387,6 @@ TWO_RANKS = """
 """
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize('accumulation', [1, 2])
 def test_two_ranks_skip_together_when_one_meets_a_nan(tmp_path: Path, accumulation: int) -> None:
     script = tmp_path / 'two_ranks.py'

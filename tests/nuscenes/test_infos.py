@@ -163,7 +163,7 @@ def rig_world(rig: str, folder: Path) -> Path:
     return root
 
 
-@pytest.mark.parametrize('rig', ['nuscenes', *(pytest.param(rig, marks=pytest.mark.slow) for rig in ('front', 'five'))])
+@pytest.mark.parametrize('rig', ['nuscenes', 'front', 'five'])
 def test_cameras_of_any_rig_see_the_points(rig: str, small_world: Path, tmp_path: Path) -> None:
     """By lidar2cam and cam2img, points on things at rest fall on pixels of those things."""
     if rig == 'nuscenes':

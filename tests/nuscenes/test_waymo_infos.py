@@ -164,7 +164,6 @@ def test_waymos_pretraining_steps(waymo_world: Path) -> None:
     assert 0.1 < float(losses['loss_reconstruction']) < 10
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     'name', ['pretrain/geomim_swin-b_50e_waymo_256x704.py', 'waymo/mvfcos3d_swin-b_geomim_8xb2_waymoD5-3d-3class.py']
 )

@@ -154,7 +154,6 @@ def test_a_fork_that_says_pretrained_starts_it(tmp_path: Path, caplog: pytest.Lo
     )
 
 
-@pytest.mark.slow
 def test_takes_the_place_of_a_checkouts_swin(tmp_path: Path) -> None:
     """BEVStereo4D of the published Swin-B configuration, images of 128 x 256, started from an exported encoder of other windows."""
     place = os.environ.get('GEOMIM_BEVDET_CHECKOUT')

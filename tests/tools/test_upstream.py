@@ -196,7 +196,6 @@ def laid_out(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-@pytest.mark.slow
 def test_the_checkouts_own_lint_passes(laid_out: Path, upstream: ModuleType) -> None:
     tools = upstream.formatters(laid_out)
     files = [str(path) for path in (laid_out / 'projects' / 'GeoMIM').rglob('*.py')]
@@ -214,7 +213,6 @@ def test_the_checkouts_own_lint_passes(laid_out: Path, upstream: ModuleType) -> 
         assert done.returncode == 0, name + done.stdout[-2000:] + done.stderr[-2000:]
 
 
-@pytest.mark.slow
 def test_a_short_training_from_inside_succeeds(laid_out: Path, small_world: Path, tmp_path: Path) -> None:
     pytest.importorskip('mmdet3d')
     folder = 'projects/GeoMIM/configs/mmdet3d/pretrain'
