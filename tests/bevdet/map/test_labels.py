@@ -16,7 +16,8 @@ import shapely
 from mmengine.registry import TRANSFORMS
 from shapely.geometry import LineString, Polygon
 
-from geomim.bevdet.datasets import map_labels, map_layers
+from geomim.bevdet.map import labels as map_labels
+from geomim.bevdet.map import layers as map_layers
 from geomim.bevdet.map.layers import Areas, fill_polygon, open_map, read_areas
 from geomim.bevdet.map.spec import MAP_CLASSES, MapSpec
 from geomim.method.grid import BEVGrid

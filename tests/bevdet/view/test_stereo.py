@@ -14,8 +14,8 @@ pytest.importorskip('mmdet3d')
 from mmdet3d.registry import MODELS
 
 from geomim import CameraRig
-from geomim.bevdet import stereo as stereo_module
 from geomim.bevdet.backbones import check_stereo_backbone, first_stage
+from geomim.bevdet.view import stereo as stereo_module
 from geomim.bevdet.view.stereo import StereoPair, cost_volume, matching_cost, matching_cost_by_pixel, sampling_grid
 from geomim.method.lift_splat import feature_pixels
 from geomim.mmdet3d import GeoMIMSwin  # noqa: F401 - registers the backbone
