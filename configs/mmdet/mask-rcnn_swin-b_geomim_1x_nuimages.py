@@ -1,19 +1,12 @@
 # mmdet's Mask R-CNN with GeoMIM's Swin-B, on nuImages in COCO's format as mmdet3d's nuimage_converter.py writes it.
-_base_ = ['mmdet::swin/mask-rcnn_swin-t-p4-w7_fpn_1x_coco.py', '../mmdet3d/_base_/swin_b.py']
+_base_ = [
+    'mmdet::swin/mask-rcnn_swin-t-p4-w7_fpn_1x_coco.py',
+    '../mmdet3d/_base_/nuscenes_classes.py',
+    '../mmdet3d/_base_/swin_b.py',
+]
 custom_imports = dict(imports=['geomim.mmdet3d'], allow_failed_imports=False)
 data_root = 'data/nuimages/'
-class_names = (
-    'car',
-    'truck',
-    'trailer',
-    'bus',
-    'construction_vehicle',
-    'bicycle',
-    'motorcycle',
-    'pedestrian',
-    'traffic_cone',
-    'barrier',
-)
+class_names = tuple(_base_.class_names)
 model = dict(
     backbone=dict(_delete_=True, **_base_.swin_b),
     neck=dict(in_channels=[128, 256, 512, 1024]),

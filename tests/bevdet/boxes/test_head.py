@@ -13,15 +13,14 @@ import pytest
 import torch
 from torch import Tensor
 
-for _host in ('mmdet3d', 'numpy'):
-    pytest.importorskip(_host)
+pytest.importorskip('mmdet3d')
 
-from mmdet3d.structures import Det3DDataSample, LiDARInstance3DBoxes  # noqa: E402
-from mmengine.registry import MODELS  # noqa: E402
-from mmengine.structures import InstanceData  # noqa: E402
+from mmdet3d.structures import Det3DDataSample, LiDARInstance3DBoxes
+from mmengine.registry import MODELS
+from mmengine.structures import InstanceData
 
-from geomim.bevdet.boxes import head as head_module  # noqa: E402
-from geomim.bevdet.boxes.head import BEVDetCenterHead  # noqa: E402
+from geomim.bevdet.boxes import head as head_module
+from geomim.bevdet.boxes.head import BEVDetCenterHead
 
 SIZE_X, SIZE_Y = 12, 10
 LOWER = (-12.0, -8.0)

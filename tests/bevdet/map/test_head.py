@@ -8,6 +8,7 @@ from typing import Any, Callable, Dict, List, Tuple
 
 import pytest
 import torch
+from scipy.ndimage import map_coordinates
 
 pytest.importorskip('mmdet3d')
 
@@ -57,19 +58,9 @@ def test_features_are_sampled_at_the_cells_of_the_map(factor: int) -> None:
             if x[0] <= at_x <= x[-1] and y[0] <= at_y <= y[-1]:
                 assert float(found[0, 0, row, column]) == pytest.approx(at_x, abs=1e-4)
                 assert float(found[1, 1, row, column]) == pytest.approx(at_y, abs=1e-4)
-                wanted = interpolated(
-                    bev[0, 2], (at_x - float(x[0])) / grid.x_bound[2], (at_y - float(y[0])) / grid.y_bound[2]
-                )
+                place = [[(at_y - float(y[0])) / grid.y_bound[2]], [(at_x - float(x[0])) / grid.x_bound[2]]]
+                (wanted,) = map_coordinates(bev[0, 2].numpy(), place, order=1)
                 assert float(found[0, 2, row, column]) == pytest.approx(wanted, abs=1e-4)
-
-
-def interpolated(values: torch.Tensor, column: float, row: float) -> float:
-    left, low = min(int(column), values.shape[1] - 2), min(int(row), values.shape[0] - 2)
-    right, up = column - left, row - low
-    corners = values[low : low + 2, left : left + 2].tolist()
-    return (1 - up) * ((1 - right) * corners[0][0] + right * corners[0][1]) + up * (
-        (1 - right) * corners[1][0] + right * corners[1][1]
-    )
 
 
 def test_losses_are_the_plain_formula() -> None:

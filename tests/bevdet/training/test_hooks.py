@@ -128,20 +128,6 @@ def test_published_numbers_are_the_defaults() -> None:
         assert float(value) == pytest.approx(decay, rel=1e-12)
 
 
-def test_the_average_goes_on_after_a_resume(tmp_path: Path) -> None:
-    ema = dict(type='EMAHook', ema_type='RampedEMA', decay=0.9, init_updates=0, ramp=3.0)
-    torch.manual_seed(5)
-    make_runner(tmp_path / 'whole', [ema]).train()
-    torch.manual_seed(5)
-    make_runner(tmp_path / 'parts', [ema], length=2).train()
-    resumed = str(tmp_path / 'parts' / 'epoch_2.pth')
-    make_runner(tmp_path / 'rest', [ema], load_from=resumed, resume=True).train()
-    whole, rest = (torch.load(tmp_path / part / 'epoch_3.pth', weights_only=False) for part in ('whole', 'rest'))
-    for entry in ('state_dict', 'ema_state_dict'):
-        assert sorted(whole[entry]) == sorted(rest[entry])
-        assert all(torch.equal(value, rest[entry][name]) for name, value in whole[entry].items())
-
-
 @pytest.mark.parametrize('wrong', [dict(decay=1.0), dict(init_updates=-1), dict(ramp=0.0)])
 def test_wrong_numbers_of_an_average_are_refused(wrong: Dict[str, float]) -> None:
     with pytest.raises(ValueError, match=str(next(iter(wrong.values())))):

@@ -8,6 +8,7 @@ from typing import List, Tuple
 
 import pytest
 import torch
+from scipy.ndimage import map_coordinates
 from torch import Tensor
 
 pytest.importorskip('mmdet3d')
@@ -188,11 +189,10 @@ def looped_shift(features: Tensor, motion: Tensor) -> Tensor:
         for col in range(cols):
             metres = torch.tensor([col * 1.0 - 8, row * 1.5 - 6, 1.0], dtype=torch.float64)
             past = motion.double() @ metres
-            x, y = float(past[0] + 8) / 1.0, float(past[1] + 6) / 1.5
-            for j in (math.floor(x), math.floor(x) + 1):
-                for i in (math.floor(y), math.floor(y) + 1):
-                    if 0 <= j < cols and 0 <= i < rows:
-                        moved[:, row, col] += (1 - abs(x - j)) * (1 - abs(y - i)) * features[:, i, j].double()
+            place = [[float(past[1] + 6) / 1.5], [float(past[0] + 8) / 1.0]]
+            for channel in range(channels):
+                values = features[channel].double().numpy()
+                moved[channel, row, col] = map_coordinates(values, place, order=1, mode='grid-constant')[0]
     return moved
 
 
