@@ -21,7 +21,7 @@ def with_bevdet_infos(data: Data, out: Path) -> Data:
     for folder in (data.root, out):
         if all((folder / name).is_file() for name in bevdet_info_names()):
             return data._replace(infos=folder)
-    command = [sys.executable, '-m', 'geomim.nuscenes.bevdet_infos', str(data.root), '--out', str(out)]
+    command = [sys.executable, '-m', 'geomim', 'infos', str(data.root), '--out', str(out)]
     run("Info files with the BEVDet family's additions", command)
     return data._replace(infos=out)
 

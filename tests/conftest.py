@@ -236,17 +236,28 @@ def load_script(repository: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[
     return load
 
 
-@pytest.fixture(scope='session')
-def reference_folder(repository: Path) -> Path:
-    """The published implementation's tensors and manifests."""
-    folder = Path(os.environ.get('GEOMIM_REFERENCE', str(repository.parent / 'shared' / 'reference')))
-    if not (folder / 'manifests').is_dir():
-        pytest.skip(f'no reference tensors in {folder}; set GEOMIM_REFERENCE to their folder')
-    return folder
+class References:
+    """The published implementation's tensors: those of this repository, then further ones from a folder of one's own."""
+
+    def __init__(self, folders: Sequence[Path]) -> None:
+        self.folders = tuple(folders)
+
+    def __truediv__(self, name: str) -> Path:
+        """A file, or a skip if no folder has it."""
+        for folder in self.folders:
+            if (folder / name).exists():
+                return folder / name
+        return pytest.skip(f'no {name} in {", ".join(map(str, self.folders))}; set GEOMIM_REFERENCE to a folder with it')
 
 
 @pytest.fixture(scope='session')
-def manifest(reference_folder: Path) -> Callable[[str], Dict[str, Tuple[int, ...]]]:
+def reference_folder(repository: Path) -> References:
+    further = os.environ.get('GEOMIM_REFERENCE', str(repository.parent / 'shared' / 'reference'))
+    return References([repository / 'tests' / 'data' / 'reference', Path(further)])
+
+
+@pytest.fixture(scope='session')
+def manifest(reference_folder: References) -> Callable[[str], Dict[str, Tuple[int, ...]]]:
     """Names and shapes of a published configuration's state dict, by its name."""
 
     def read(name: str) -> Dict[str, Tuple[int, ...]]:

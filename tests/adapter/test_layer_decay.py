@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any, Dict, Tuple
 
 import pytest
@@ -51,7 +50,7 @@ class Detector(nn.Module):
         self.pts_bbox_head = nn.Sequential(nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4))
 
 
-def test_groups_of_the_published_stereo_run(reference_folder: Path, manifest: Any) -> None:
+def test_groups_of_the_published_stereo_run(reference_folder: Any, manifest: Any) -> None:
     published = json.loads((reference_folder / 'layer_decay_swinb_stereo.json').read_text())
     shapes = manifest(published['config'])
     model = nn.Module()

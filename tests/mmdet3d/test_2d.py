@@ -21,7 +21,7 @@ pytest.importorskip('mmdet3d')
 import mmengine
 from mmengine.config import Config
 
-from geomim.mmdet3d import image_labels
+from geomim.nuscenes import image_labels
 from geomim.nuscenes.image_labels import CLASSES, UNLABELLED, make_image_labels, outline, points_in_image
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -159,7 +159,7 @@ def test_a_detector_of_five_cameras_finetunes_from_the_encoder_of_six(
     linked.mkdir()
     for entry in five_world.iterdir():
         (linked / entry.name).symlink_to(entry)
-    subprocess.run([sys.executable, '-m', 'geomim.nuscenes.bevdet_infos', str(linked)], check=True, env=ENVIRONMENT)
+    subprocess.run([sys.executable, '-m', 'geomim', 'infos', str(linked)], check=True, env=ENVIRONMENT)
     config = rig_of_your_own(tmp_path, linked)
     backbone = config.model.img_backbone
     backbone.update(embed_dims=8, num_heads=(1, 2, 2, 4), window_size=(4, 4, 3, 2))

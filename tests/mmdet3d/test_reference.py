@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from pathlib import Path
 from typing import Any, Dict, Iterator
 
 import numpy as np
@@ -48,7 +47,7 @@ def _same_rounding() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures('_same_rounding')
-def test_losses_and_gradients_are_those_of_the_published_code(reference_folder: Path, as_entries: Any) -> None:
+def test_losses_and_gradients_are_those_of_the_published_code(reference_folder: Any, as_entries: Any) -> None:
     file = ReferenceFile(reference_folder / 'pretrain_tiny.npz')
     inputs, config = file.group('in/'), verify._pretrain_config(file.config)
     teacher = dict(type='GivenBEVTeacher', bev=inputs['teacher_bev'], grid=config.view_transform.output_grid)

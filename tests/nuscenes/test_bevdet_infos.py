@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -18,7 +19,8 @@ import mmengine
 from nuscenes.nuscenes import NuScenes
 from pyquaternion import Quaternion
 
-from geomim.bevdet import infos
+from geomim.__main__ import main
+from geomim.nuscenes import bevdet_infos as infos
 from geomim.nuscenes.bevdet_infos import bevdet_info_names, make_bevdet_infos
 from geomim.nuscenes.infos import info_names
 
@@ -86,16 +88,15 @@ def test_a_second_call_leaves_the_files_and_force_does_not(
     assert (out / bevdet_info_names()[0]).read_bytes() == content
 
 
-def test_the_command(link_world: LinkWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_command(link_world: LinkWorld, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     root = link_world(tmp_path / 'world')
     environment = {**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONWARNINGS': 'ignore'}
-    command = [sys.executable, '-m', 'geomim.nuscenes.bevdet_infos', str(root)]
+    command = [sys.executable, '-m', 'geomim', 'infos', str(root)]
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr[-4000:]
     assert all((root / name).is_file() for name in bevdet_info_names())
-    monkeypatch.setattr(sys, 'argv', ['infos', str(tmp_path)])
-    with pytest.raises(SystemExit, match='geomim infos: .* is no nuScenes root'):
-        infos.main()
+    assert main(['infos', str(tmp_path)]) == 2
+    assert re.search('geomim infos: .* is no nuScenes root', capsys.readouterr().err)
 
 
 def test_nothing_is_left_when_a_pose_is_missing(small_world: Path, link_world: LinkWorld, tmp_path: Path) -> None:

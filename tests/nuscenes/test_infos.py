@@ -7,6 +7,7 @@ import copy
 import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -22,7 +23,8 @@ import mmengine
 from mmdet3d.structures.ops import box_np_ops
 from mmengine.config import Config
 
-from geomim.mmdet3d import infos
+from geomim.__main__ import main
+from geomim.nuscenes import infos
 from geomim.nuscenes.infos import NUSCENES_CAMERAS, info_names, make_infos
 from geomim.synthetic import Recipe, make_recipe, write_world
 from geomim.synthetic.cast import camera_beams, cast, freeze
@@ -154,7 +156,7 @@ def test_ground_truth_scores_all_that_there_is(base: Any, small_world: Path) -> 
 def rig_world(rig: str, folder: Path) -> Path:
     """One keyframe a scene of another rig; the converter is patched for it, so it runs in a process of its own."""
     root = write_world(folder / rig, make_recipe(scenes='1+1', frames=1, image_size=(120, 200), rig=rig))
-    command = [sys.executable, '-m', 'geomim.nuscenes.infos', str(root)]
+    command = [sys.executable, '-m', 'geomim', 'infos', str(root), '--for', 'mmdet3d']
     environment = {**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONWARNINGS': 'ignore'}
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr[-4000:]
@@ -291,7 +293,7 @@ def test_the_real_converter_changes_nothing_else(linked: Path, small_world: Path
         (tables / path.name).write_bytes(path.read_bytes())
     (tables / 'ego_pose.json').write_text('[{"token": "ha')
     before = digests(tables)
-    command = [sys.executable, '-m', 'geomim.nuscenes.infos', str(linked), '--out', str(tmp_path / 'out')]
+    command = [sys.executable, '-m', 'geomim', 'infos', str(linked), '--for', 'mmdet3d', '--out', str(tmp_path / 'out')]
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, 'OMP_NUM_THREADS': '1'})
     assert done.returncode != 0
     assert digests(tables) == before
@@ -310,14 +312,12 @@ def test_force_and_out(linked: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert {(linked / name).read_bytes() for name in info_names()} == {b'new v1.0-trainval'}
 
 
-def test_a_folder_that_is_no_nuscenes_root_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_that_is_no_nuscenes_root_is_told(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     for folder in (tmp_path, tmp_path / 'nowhere'):
         with pytest.raises(ValueError, match=f'{folder} is no nuScenes root: .*v1.0-trainval/sample.json.*v1.0-mini'):
             make_infos(folder)
-    monkeypatch.setattr(sys, 'argv', ['infos', str(tmp_path)])
-    with pytest.raises(SystemExit, match='geomim infos: .* is no nuScenes root') as error:
-        infos.main()
-    assert error.value.code != 0
+    assert main(['infos', str(tmp_path), '--for', 'mmdet3d']) == 2
+    assert re.search('geomim infos: .* is no nuScenes root', capsys.readouterr().err)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any, Dict, Tuple
 
 import pytest
@@ -50,7 +49,7 @@ def settings(model: nn.Module, optimizer: torch.optim.Optimizer) -> Dict[str, Tu
     }
 
 
-def test_groups_of_the_published_stereo_run(reference_folder: Path) -> None:
+def test_groups_of_the_published_stereo_run(reference_folder: Any) -> None:
     published = json.loads((reference_folder / 'layer_decay_swinb_stereo.json').read_text())['params']
     model = Detector()
     found = settings(model, optimizer_of(model, decay_rate=0.85))

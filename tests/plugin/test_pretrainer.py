@@ -58,7 +58,7 @@ def as_img_inputs(images: Tensor, rig: CameraRig) -> Dict[str, Any]:
     )
 
 
-def test_losses_and_gradients_are_those_of_the_published_code(reference_folder: Path, as_entries: Any) -> None:
+def test_losses_and_gradients_are_those_of_the_published_code(reference_folder: Any, as_entries: Any) -> None:
     """In float64, where no ReLU turns by rounding."""
     file = ReferenceFile(reference_folder / 'pretrain_tiny.npz')
     inputs = {name: value.double() for name, value in file.group('in/').items()}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Dict, List, Mapping, NamedTuple, Optional
+from typing import Any, Dict, List, Mapping, NamedTuple, Optional
 
 import pytest
 import torch
@@ -40,7 +40,7 @@ _verified: Dict[str, Verified] = {}
 
 
 @pytest.fixture(params=FILES)
-def verified(request: pytest.FixtureRequest, reference_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Verified:
+def verified(request: pytest.FixtureRequest, reference_folder: Any, monkeypatch: pytest.MonkeyPatch) -> Verified:
     """A file's rows and the tensors behind them, computed once for all tests."""
     name = request.param
     if name not in _verified:
@@ -83,7 +83,7 @@ def test_tolerances_are_those_of_the_references_readme(verified: Verified) -> No
         assert row.tolerance == (0 if not tensor.reference.is_floating_point() else 1e-3 if tensor.gradient else 2e-4)
 
 
-def test_every_tensor_of_the_file_is_compared(verified: Verified, reference_folder: Path) -> None:
+def test_every_tensor_of_the_file_is_compared(verified: Verified, reference_folder: Any) -> None:
     name = next(key for key, value in _verified.items() if value is verified)
     with np.load(str(reference_folder / f'{name}.npz')) as archive:
         expected = {key for key in archive.files if key.startswith(('out/', 'grad/'))}
@@ -136,7 +136,7 @@ def rewrite(source: Path, target: Path, changed: str) -> None:
     ],
 )
 def test_the_command_fails_and_prints_the_name(
-    reference_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture, name: str, changed: str
+    reference_folder: Any, tmp_path: Path, capsys: pytest.CaptureFixture, name: str, changed: str
 ) -> None:
     rewrite(reference_folder / f'{name}.npz', tmp_path / 'changed.npz', changed)
     assert main(['verify', '--failures-only', str(tmp_path / 'changed.npz')]) == 1

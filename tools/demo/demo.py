@@ -68,7 +68,7 @@ def prepare_data(arguments: argparse.Namespace) -> Data:
         run('A small world in the nuScenes format', command)
     version = find_version(root)
     if not all((infos / name).is_file() for name in info_names()):
-        command = [sys.executable, '-m', 'geomim.nuscenes.infos', str(root), '--out', str(infos)]
+        command = [sys.executable, '-m', 'geomim', 'infos', str(root), '--for', 'mmdet3d', '--out', str(infos)]
         run("Info files by mmdet3d's converter", command)
     return Data(root, version, infos, {} if arguments.data else summarise(root, version))
 
