@@ -12,23 +12,13 @@ import pytest
 
 pytest.importorskip('mmdet3d')
 
+from micro_detector import CONFIGS
+
 import geomim.bevdet  # noqa: F401 - registers every part
 from geomim.proofs.bevdet_configs import translate_model
 
-NAMES = (
-    'bevdet-r50',
-    'bevdet-r50-4d-cbgs',
-    'bevdet-r50-4d-depth-cbgs',
-    'bevdet-r50-4d-stereo-cbgs',
-    'bevdet-r50-4dlongterm-depth-cbgs',
-    'bevdet-swinb-4d-256x704-cbgs',
-    'bevdet-swinb-4d-256x704-cbgs-geomim',
-    'bevdet-swinb-4d-stereo-256x704-cbgs-geomim',
-    'bevdet-swinb-4d-stereo-512x1408-cbgs-geomim',
-    'bevdet-occ-r50-4d-stereo-24e',
-    'bevdet-occ-swinb-4d-stereo-512x1408-24e-geomim',
-    'bevdet-occ-swinl-4d-stereo-512x1408-24e-geomim',
-)
+FILES = [path for room in ('finetune', 'occupancy') for path in (CONFIGS / room).glob('bevdet-*.py')]
+NAMES = sorted(path.stem for path in FILES if not path.stem.endswith('-load'))
 SWIN: Dict[str, Any] = dict(embed_dims=128, depths=(2, 2, 18, 2), num_heads=(4, 8, 16, 32))
 
 
