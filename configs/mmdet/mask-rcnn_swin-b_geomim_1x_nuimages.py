@@ -1,31 +1,14 @@
 # mmdet's Mask R-CNN with GeoMIM's Swin-B, on nuImages in COCO's format as mmdet3d's nuimage_converter.py writes it.
-_base_ = 'mmdet::swin/mask-rcnn_swin-t-p4-w7_fpn_1x_coco.py'
+_base_ = [
+    'mmdet::swin/mask-rcnn_swin-t-p4-w7_fpn_1x_coco.py',
+    '../mmdet3d/_base_/nuscenes_classes.py',
+    '../mmdet3d/_base_/swin_b.py',
+]
 custom_imports = dict(imports=['geomim.mmengine'], allow_failed_imports=False)
 data_root = 'data/nuimages/'
-class_names = (
-    'car',
-    'truck',
-    'trailer',
-    'bus',
-    'construction_vehicle',
-    'bicycle',
-    'motorcycle',
-    'pedestrian',
-    'traffic_cone',
-    'barrier',
-)
+class_names = tuple(_base_.class_names)
 model = dict(
-    backbone=dict(
-        _delete_=True,
-        type='GeoMIMSwin',
-        embed_dims=128,
-        depths=(2, 2, 18, 2),
-        num_heads=(4, 8, 16, 32),
-        window_size=(16, 16, 16, 8),
-        out_indices=(0, 1, 2, 3),
-        drop_path_rate=0.2,
-        init_cfg=dict(type='Pretrained', checkpoint='checkpoints/geomim_base.pth'),
-    ),
+    backbone=dict(_delete_=True, **_base_.swin_b),
     neck=dict(in_channels=[128, 256, 512, 1024]),
     roi_head=dict(bbox_head=dict(num_classes=len(class_names)), mask_head=dict(num_classes=len(class_names))),
 )

@@ -1,6 +1,9 @@
 # mmseg's UPerNet with GeoMIM's Swin-B, on nuScenes-lidarseg seen by the cameras: the labels of the LiDAR points that fall
 # into an image, 255 elsewhere, as `python -m geomim infos data/nuscenes --for images` makes them.
-_base_ = 'mmseg::swin/swin-tiny-patch4-window7-in1k-pre_upernet_8xb2-160k_ade20k-512x512.py'
+_base_ = [
+    'mmseg::swin/swin-tiny-patch4-window7-in1k-pre_upernet_8xb2-160k_ade20k-512x512.py',
+    '../mmdet3d/_base_/swin_b.py',
+]
 custom_imports = dict(imports=['geomim.mmengine'], allow_failed_imports=False)
 data_root = 'data/nuscenes/'
 crop_size = (512, 1024)
@@ -44,17 +47,7 @@ palette = [
 labelled = dict(avg_non_ignore=True)  # few pixels have a label: means are taken over those
 model = dict(
     data_preprocessor=dict(size=crop_size),
-    backbone=dict(
-        _delete_=True,
-        type='GeoMIMSwin',
-        embed_dims=128,
-        depths=(2, 2, 18, 2),
-        num_heads=(4, 8, 16, 32),
-        window_size=(16, 16, 16, 8),
-        out_indices=(0, 1, 2, 3),
-        drop_path_rate=0.3,
-        init_cfg=dict(type='Pretrained', checkpoint='checkpoints/geomim_base.pth'),
-    ),
+    backbone=dict(_delete_=True, **dict(_base_.swin_b, drop_path_rate=0.3)),
     decode_head=dict(in_channels=[128, 256, 512, 1024], num_classes=len(class_names), loss_decode=labelled),
     auxiliary_head=dict(in_channels=512, num_classes=len(class_names), loss_decode=labelled),
 )

@@ -1,18 +1,14 @@
 # A UPerNet of 2 million parameters that trains in minutes on two CPU cores, on the labels that
 # `python -m geomim infos data/synthetic --for images` derives from the synthetic world, from the encoder that
 # mmdet3d/pretrain/geomim_tiny_synthetic.py leaves behind; `--cfg-options model.backbone.init_cfg=None` starts without it.
-_base_ = './upernet_swin-b_geomim_8xb2-80k_nuscenes-512x1024.py'
+_base_ = ['./upernet_swin-b_geomim_8xb2-80k_nuscenes-512x1024.py', '../mmdet3d/_base_/tiny_run.py']
 data_root = 'data/synthetic/'
-iterations = 300
-lr = 2e-3
+iterations = _base_.tiny_loop.max_iters
 batch_norm = dict(type='BN', requires_grad=True)
 model = dict(
     data_preprocessor=dict(size=None, size_divisor=32),
     backbone=dict(
-        embed_dims=32,
-        depths=(1, 1, 2, 1),
-        num_heads=(1, 2, 4, 8),
-        window_size=(8, 8, 8, 4),
+        **_base_.tiny_swin,
         drop_path_rate=0.0,
         init_cfg=dict(checkpoint='work_dirs/geomim_tiny_synthetic/encoder_mmdet.pth'),
     ),
@@ -23,16 +19,11 @@ train_pipeline = [*_base_.load, dict(type='RandomFlip', prob=0.5), dict(type='Pa
 train_dataloader = dict(batch_size=2, num_workers=1, dataset=dict(data_root=data_root, pipeline=train_pipeline))
 val_dataloader = dict(num_workers=1, dataset=dict(data_root=data_root))
 test_dataloader = val_dataloader
-optim_wrapper = dict(optimizer=dict(lr=lr), clip_grad=dict(max_norm=10))
-param_scheduler = [
-    dict(type='LinearLR', start_factor=0.1, by_epoch=False, begin=0, end=iterations // 10),
-    dict(type='CosineAnnealingLR', T_max=iterations, eta_min=lr * 1e-3, by_epoch=False, begin=0, end=iterations),
-]
-train_cfg = dict(max_iters=iterations, val_interval=iterations)
-default_hooks = dict(logger=dict(interval=10), checkpoint=dict(interval=iterations // 3, max_keep_ckpts=2))
-custom_hooks = [dict(type='EpochSeedHook'), dict(type='IterationSeedHook')]  # a killed run resumes bit for bit
+train_cfg = _base_.tiny_loop
+optim_wrapper = dict(optimizer=dict(lr=2e-3), clip_grad=dict(max_norm=10))
+param_scheduler = _base_.tiny_schedule
+default_hooks = _base_.tiny_hooks
+custom_hooks = _base_.tiny_seeds
 randomness = dict(seed=0)
-log_processor = dict(window_size=10)
-# no device to name where there is no GPU
-model_wrapper_cfg = dict(type='MMDistributedDataParallel', device_ids=None, broadcast_buffers=False)
-env_cfg = dict(cudnn_benchmark=False, dist_cfg=dict(backend='gloo'))
+log_processor = _base_.tiny_log
+env_cfg = dict(_base_.tiny_env, cudnn_benchmark=False)

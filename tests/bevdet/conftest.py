@@ -1,11 +1,14 @@
-"""The small world with the BEVDet family's info files, and its pipeline."""
+"""The small world with the BEVDet family's info files, its pipeline, and configurations by name."""
 
 from __future__ import annotations
 
+import importlib.util
+import sys
 from pathlib import Path
 from typing import Any, Callable, Dict, List, Optional
 
 import pytest
+import torch
 
 CAMERAS = ['CAM_FRONT_LEFT', 'CAM_FRONT', 'CAM_FRONT_RIGHT', 'CAM_BACK_LEFT', 'CAM_BACK', 'CAM_BACK_RIGHT']
 DATA_CONFIG = dict(
@@ -19,6 +22,12 @@ DATA_CONFIG = dict(
     crop_h=(0.0, 0.0),
     resize_test=0.0,
 )
+
+
+if importlib.util.find_spec('mmdet3d'):  # `import micro_detector`, in tests as in the runs that they start
+    _spec = importlib.util.spec_from_file_location('micro_detector', Path(__file__).with_name('micro_detector.py'))
+    sys.modules['micro_detector'] = importlib.util.module_from_spec(_spec)
+    _spec.loader.exec_module(sys.modules['micro_detector'])
 
 
 def make_pipeline(
@@ -73,3 +82,33 @@ def make_dataset(bevdet_world: Path) -> Callable[..., Any]:
         return BEVDetNuScenesDataset(**{**settings, **changes})
 
     return build
+
+
+@pytest.fixture(scope='session')
+def read_config(repository: Path) -> Callable[[str], Any]:
+    """A configuration for mmdet3d by the name of its file."""
+    from mmengine.config import Config
+
+    def read(name: str) -> Any:
+        (path,) = (repository / 'configs' / 'mmdet3d').rglob(f'{name}.py')
+        return Config.fromfile(path, import_custom_modules=False)
+
+    return read
+
+
+@pytest.fixture(scope='session')
+def build_empty() -> Callable[[Any], Any]:
+    """A configuration's model without weights; mmdet's shifted Swin reads numbers of its own while it is built, which needs real ones."""
+    from mmdet3d.registry import MODELS
+
+    def build(config: Any) -> Any:
+        model = {key: value for key, value in config.model.items() if key != 'data_preprocessor'}
+        with torch.device('cpu' if config.model['img_backbone']['type'] == 'ShiftedSwin' else 'meta'):
+            return MODELS.build(model)
+
+    return build
+
+
+@pytest.fixture(scope='session')
+def encoder(tiny_encoder: Callable[[str], Path]) -> Path:
+    return tiny_encoder('bevdet')

@@ -13,90 +13,60 @@ from torch import Tensor
 
 pytest.importorskip('mmdet3d')
 
+from micro_detector import CONFIGS
 from mmdet3d.structures import Det3DDataSample, LiDARInstance3DBoxes
+from mmengine.config import Config
 from mmengine.registry import MODELS
 from mmengine.structures import InstanceData
 
 import geomim.bevdet  # noqa: F401 - registers every part
 from geomim.bevdet.detectors import BEVDet, BEVStereo4D
-from geomim.proofs.bevdet_configs import translate_model
 
 SIZE = (64, 96)
 CHANNELS = 4  # of a frame in BEV
-VIEWS = {'BEVDepth4D': 'LSSViewTransformerBEVDepth', 'BEVStereo4D': 'LSSViewTransformerBEVStereo'}
-ALL = ('BEVDet', 'BEVDet4D', 'BEVDepth4D', 'BEVStereo4D')
-TEMPORAL = ALL[1:]
+FILES = dict(
+    BEVDet='bevdet-r50',
+    BEVDet4D='bevdet-r50-4d-cbgs',
+    BEVDepth4D='bevdet-r50-4d-depth-cbgs',
+    BEVStereo4D='bevdet-r50-4d-stereo-cbgs',
+)
+ALL = tuple(FILES)
+TEMPORAL, DEPTH = ALL[1:], ALL[2:]
 
 
-def resnet(stereo: bool) -> Dict[str, Any]:
-    return dict(type='ResNet', depth=18, base_channels=4, out_indices=(0, 2, 3) if stereo else (2, 3), norm_eval=False)
-
-
-def head() -> Dict[str, Any]:
-    shared = dict(pc_range=[-16.0, -12.0], out_size_factor=2, voxel_size=[1.0, 1.0])
-    limits = [-20.0, -20.0, -10.0, 20.0, 20.0, 10.0]
-    return dict(
-        type='CenterHead',
-        in_channels=8,
-        tasks=[dict(num_class=1, class_names=['car']), dict(num_class=2, class_names=['bus', 'cone'])],
-        common_heads=dict(reg=(2, 2), height=(1, 2), dim=(3, 2), rot=(2, 2), vel=(2, 2)),
-        share_conv_channel=8,
-        bbox_coder=dict(
-            type='CenterPointBBoxCoder', post_center_range=limits, max_num=20, score_threshold=0.01, code_size=9, **shared
-        ),
-        separate_head=dict(type='SeparateHead', init_bias=-2.19, final_kernel=3),
-        loss_cls=dict(type='GaussianFocalLoss', reduction='mean'),
-        loss_bbox=dict(type='L1Loss', reduction='mean', loss_weight=0.25),
-        norm_bbox=True,
-    )  # fmt: skip
-
-
-TRAIN_CFG = dict(
-    pts=dict(
-        point_cloud_range=[-16.0, -12.0, -5.0, 16.0, 12.0, 3.0], grid_size=[32, 24, 1], voxel_size=[1.0, 1.0, 8.0], out_size_factor=2,
-        dense_reg=1, gaussian_overlap=0.1, max_objs=50, min_radius=2, code_weights=[1.0] * 10,
+def small(kind: str, past: int = 1, **changes: Any) -> Dict[str, Any]:
+    """A published configuration at the smallest size; the grid is not square."""
+    path = CONFIGS / 'finetune' / f'{FILES[kind]}.py'
+    model: Dict[str, Any] = Config.fromfile(path, import_custom_modules=False).model.to_dict()
+    model.pop('data_preprocessor')
+    model.pop('pre_process', None)
+    model['img_backbone'].update(depth=18, base_channels=4, with_cp=False, init_cfg=None)
+    model['img_neck'].update(in_channels=[16, 32], out_channels=8)
+    view = model['img_view_transformer']
+    view.update(input_size=SIZE, in_channels=8, out_channels=CHANNELS)
+    view['grid_config'].update(x=[-16.0, 16.0, 2.0], y=[-12.0, 12.0, 2.0], depth=[1.0, 17.0, 1.0])
+    view.get('depthnet_cfg', {}).update(aspp_mid_channels=4)
+    frames = 1 if kind == 'BEVDet' else past + 1
+    model['img_bev_encoder_backbone'].update(
+        numC_input=CHANNELS * frames, num_layer=[1, 1], num_channels=[8, 16], stride=[2, 2]
     )
-)  # fmt: skip
-TEST_CFG = dict(
-    pts=dict(
-        pc_range=[-16.0, -12.0], post_center_limit_range=[-20.0, -20.0, -10.0, 20.0, 20.0, 10.0], max_per_img=20, max_pool_nms=False,
-        min_radius=[4, 1], score_threshold=0.01, out_size_factor=2, voxel_size=[1.0, 1.0], pre_max_size=100, post_max_size=20,
-        nms_type=['rotate', 'circle'], nms_thr=0.2, nms_rescale_factor=[1.0, [0.7, 1.5]],
-    )
-)  # fmt: skip
-
-
-def published(kind: str, past: int = 1, **changes: Any) -> Dict[str, Any]:
-    """A small configuration in BEVDet's vocabulary; the grid is not square."""
-    stereo, frames = kind == 'BEVStereo4D', 1 if kind == 'BEVDet' else past + 1
-    depthnet = dict(use_dcn=False, aspp_mid_channels=4, **(dict(stereo=True, bias=5.0) if stereo else {}))
-    model: Dict[str, Any] = dict(
-        type=kind,
-        img_backbone=resnet(stereo),
-        img_neck=dict(type='CustomFPN', in_channels=[16, 32], out_channels=8, num_outs=1, start_level=0, out_ids=[0]),
-        img_view_transformer=dict(
-            type=VIEWS.get(kind, 'LSSViewTransformer'),
-            grid_config=dict(x=[-16.0, 16.0, 2.0], y=[-12.0, 12.0, 2.0], z=[-5, 3, 8], depth=[1.0, 17.0, 1.0]),
-            input_size=SIZE, in_channels=8, out_channels=CHANNELS, downsample=16, sid=stereo,
-            **(dict(depthnet_cfg=depthnet) if kind in VIEWS else {}),
-        ),
-        img_bev_encoder_backbone=dict(
-            type='CustomResNet', numC_input=CHANNELS * frames, num_layer=[1, 1], num_channels=[8, 16], stride=[2, 2]
-        ),
-        img_bev_encoder_neck=dict(type='FPN_LSS', in_channels=24, out_channels=8, scale_factor=2, input_feature_index=(0, 1)),
-        pts_bbox_head=head(),
-        train_cfg=TRAIN_CFG,
-        test_cfg=TEST_CFG,
-    )  # fmt: skip
+    model['img_bev_encoder_neck'].update(in_channels=24, out_channels=8, scale_factor=2, input_feature_index=(0, 1))
+    head, train, test = model['pts_bbox_head'], model['train_cfg']['pts'], model['test_cfg']['pts']
+    tasks = [dict(num_class=1, class_names=['car']), dict(num_class=2, class_names=['bus', 'cone'])]
+    head.update(in_channels=8, share_conv_channel=8, tasks=tasks)
+    raster = dict(out_size_factor=2, voxel_size=[1.0, 1.0])
+    head['bbox_coder'].update(raster, pc_range=[-16.0, -12.0], max_num=20, score_threshold=0.01)
+    train.update(raster, point_cloud_range=[-16.0, -12.0, -5.0, 16.0, 12.0, 3.0], grid_size=[32, 24, 1], max_objs=50)
+    test.update(min_radius=[4, 1], nms_type=['rotate', 'circle'], nms_thr=0.2, nms_rescale_factor=[1.0, [0.7, 1.5]])
+    test.update(max_per_img=20, pre_max_size=100, post_max_size=20)
     if kind != 'BEVDet':
-        model.update(num_adj=past, align_after_view_transfromation=False)
-    model.update(changes)
-    return model
+        model['num_adj'] = past
+    return {**model, **changes}
 
 
 def build(kind: str, past: int = 1, **changes: Any) -> BEVDet:
     torch.manual_seed(4)
-    model = MODELS.build(translate_model(published(kind, past, **changes)))
+    model = MODELS.build(small(kind, past, **changes))
     for value in model.parameters():
         if value.dim() == 1:  # no norm and no bias is left at one or zero
             value.data.add_(0.1 * torch.randn_like(value))
@@ -148,7 +118,7 @@ def test_losses_and_predictions(kind: str, make_inputs: Any) -> None:
     losses = model(inputs, samples, mode='loss')
     parts = ('xy', 'z', 'whl', 'yaw', 'vel', 'heatmap')
     expected = {f'task{task}.loss_{part}' for task in range(2) for part in parts}
-    assert set(losses) == expected | ({'loss_depth'} if kind in VIEWS else set())
+    assert set(losses) == expected | ({'loss_depth'} if kind in DEPTH else set())
     assert all(torch.isfinite(value) and value >= 0 for value in losses.values())
     with torch.no_grad():
         found = model(inputs, samples, mode='predict')
@@ -270,7 +240,7 @@ def test_pre_processing_works_on_each_frame(make_inputs: Any) -> None:
 @pytest.mark.parametrize('kind', ['BEVDet', 'BEVDepth4D'])
 def test_accelerated_results_are_equal(kind: str, make_inputs: Any) -> None:
     plain = build(kind)
-    view = dict(published(kind)['img_view_transformer'], accelerate=True)
+    view = dict(small(kind)['img_view_transformer'], accelerate=True)
     fast = build(kind, img_view_transformer=view)
     inputs = make_inputs(plain.num_frames)
     with torch.no_grad():
@@ -314,20 +284,18 @@ def test_settings_of_detectors_that_do_not_fit() -> None:
     with pytest.raises(ValueError, match='num_adj counts past frames and cannot be -1'):
         build('BEVDet4D', num_adj=-1)
     with pytest.raises(ValueError, match='stage 0'):
-        build('BEVStereo4D', img_backbone=resnet(stereo=False))
+        build('BEVStereo4D', img_backbone=small('BEVDet4D')['img_backbone'])
 
 
 def test_the_head_takes_the_detectors_settings() -> None:
-    config = published('BEVDet')
-    translated = translate_model(config)
-    assert translated['pts_bbox_head']['test_cfg'] == TEST_CFG['pts']
-    by_detector = {**translated, 'train_cfg': TRAIN_CFG, 'test_cfg': TEST_CFG}
-    by_detector['pts_bbox_head'] = {
-        key: value for key, value in translated['pts_bbox_head'].items() if key not in ('train_cfg', 'test_cfg')
-    }
-    model = MODELS.build(by_detector)
-    assert model.pts_bbox_head.train_cfg == TRAIN_CFG['pts']
-    assert 'train_cfg' not in by_detector['pts_bbox_head']
+    config = small('BEVDet')
+    model = MODELS.build(config)
+    assert model.pts_bbox_head.train_cfg == config['train_cfg']['pts']
+    assert model.pts_bbox_head.test_cfg == config['test_cfg']['pts']
+    assert 'train_cfg' not in config['pts_bbox_head']
+    own = dict(config['test_cfg']['pts'], max_per_img=3)
+    model = MODELS.build(dict(config, pts_bbox_head=dict(config['pts_bbox_head'], test_cfg=own)))
+    assert model.pts_bbox_head.test_cfg['max_per_img'] == 3
 
 
 def test_stereo_compares_through_the_depth_network_alone(make_inputs: Any) -> None:

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, Dict, List, Set
+from typing import Any, Callable, Dict, List, Set
 
+import numpy as np
 import pytest
 
-np = pytest.importorskip('numpy')
 pytest.importorskip('mmdet3d')
 
-from geomim.__main__ import main  # noqa: E402
-from geomim.proofs.files import verify_file  # noqa: E402
-from geomim.proofs.reference_file import ReferenceFile, Row  # noqa: E402
+from geomim.__main__ import main
+from geomim.proofs.files import verify_file
+from geomim.proofs.reference_file import Row
 
 FILES = ('bevdet', '4d', 'depth', 'stereo', 'occ')
 
@@ -26,16 +26,28 @@ def rows_of(reference_folder: Any, name: str) -> List[Row]:
     return _rows[name]
 
 
-def rewritten(source: Path, target: Path, changed: Set[str], factor: float) -> Path:
-    """The file with the largest number of some tensors changed."""
+def edited(source: Path, target: Path, edit: Callable[[Dict[str, Any]], Any]) -> Path:
+    """The file with what ``edit`` does to its arrays, in place."""
     with np.load(str(source)) as archive:
         arrays = {name: archive[name] for name in archive.files}
-    for name in changed:
-        value = arrays[name].copy()
-        value.reshape(-1)[np.abs(value).argmax()] *= factor
-        arrays[name] = value
+    edit(arrays)
     np.savez(str(target), **arrays)
     return target
+
+
+def scaled(changed: Set[str], factor: float) -> Callable[[Dict[str, Any]], None]:
+    """The largest number of some tensors."""
+
+    def edit(arrays: Dict[str, Any]) -> None:
+        for name in changed:
+            arrays[name] = arrays[name].copy()
+            arrays[name].reshape(-1)[np.abs(arrays[name]).argmax()] *= factor
+
+    return edit
+
+
+def failed(path: Path) -> Set[str]:
+    return {row.name for row in verify_file(path) if not row.passed}
 
 
 @pytest.mark.parametrize('name', FILES)
@@ -60,73 +72,72 @@ def test_changed_outputs_are_noticed(reference_folder: Any, tmp_path: Path) -> N
         'out/boxes',
         'out/loss/task0.loss_z',
     }
-    path = rewritten(reference_folder / 'bevdet_stereo.npz', tmp_path / 'changed.npz', changed, 1.01)
-    rewritten(path, path, {'out/view_transform_calls'}, 2)
-    failed = {row.name for row in verify_file(path) if not row.passed}
-    assert failed == changed | {'out/view_transform_calls'}
+    path = edited(reference_folder / 'bevdet_stereo.npz', tmp_path / 'changed.npz', scaled(changed, 1.01))
+    edited(path, path, scaled({'out/view_transform_calls'}, 2))
+    assert failed(path) == changed | {'out/view_transform_calls'}
 
 
 def test_the_pose_of_a_past_frame_matters_to_its_own_map_only(reference_folder: Any, tmp_path: Path) -> None:
-    with np.load(str(reference_folder / 'bevdet_4d.npz')) as archive:
-        arrays = {name: archive[name] for name in archive.files}
-    poses = arrays['in/ego2globals'].copy()
-    poses[:, 6:, 0, 3] += 5.0
-    arrays['in/ego2globals'] = poses
-    np.savez(str(tmp_path / 'moved.npz'), **arrays)
-    failed = {row.name for row in verify_file(tmp_path / 'moved.npz') if not row.passed}
-    assert 'out/bev_1' in failed
-    assert not failed & {'out/bev_0', 'out/depth_0', 'out/depth_1'}
+    def move(arrays: Dict[str, Any]) -> None:
+        arrays['in/ego2globals'] = arrays['in/ego2globals'].copy()
+        arrays['in/ego2globals'][:, 6:, 0, 3] += 5.0
+
+    found = failed(edited(reference_folder / 'bevdet_4d.npz', tmp_path / 'moved.npz', move))
+    assert 'out/bev_1' in found
+    assert not found & {'out/bev_0', 'out/depth_0', 'out/depth_1'}
 
 
 def test_the_command_tells_what_differs(reference_folder: Any, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     source = reference_folder / 'bevdet_bevdet.npz'
     assert main(['verify', str(source), '--failures-only']) == 0
-    changed = rewritten(source, tmp_path / 'changed.npz', {'param/img_view_transformer.depth_net.bias'}, 1.5)
-    assert main(['verify', str(changed)]) == 1
+    bias = scaled({'param/img_view_transformer.depth_net.bias'}, 1.5)
+    assert main(['verify', str(edited(source, tmp_path / 'changed.npz', bias))]) == 1
     assert 'out/depth_0' in capsys.readouterr().out
 
 
-def test_weights_that_do_not_fit_are_an_error(reference_folder: Any, tmp_path: Path) -> None:
-    with np.load(str(reference_folder / 'bevdet_bevdet.npz')) as archive:
-        arrays = {name: archive[name] for name in archive.files if 'img_neck.conv.0' not in name}
-    np.savez(str(tmp_path / 'lacking.npz'), **arrays)
-    with pytest.raises(ValueError, match='img_neck.conv.0.weight'):
-        verify_file(tmp_path / 'lacking.npz')
+def lack_a_layer(arrays: Dict[str, Any]) -> None:
+    for name in [name for name in arrays if 'img_neck.conv.0' in name]:
+        del arrays[name]
 
 
-def test_images_that_make_no_whole_frames_are_an_error(reference_folder: Any, tmp_path: Path) -> None:
-    with np.load(str(reference_folder / 'bevdet_stereo.npz')) as archive:
-        arrays = {name: archive[name] for name in archive.files}
+def lack_an_image(arrays: Dict[str, Any]) -> None:
     arrays['in/imgs'] = arrays['in/imgs'][:, :17]
-    np.savez(str(tmp_path / 'short.npz'), **arrays)
-    with pytest.raises(ValueError, match='17 images a sample do not make 3 frames'):
-        verify_file(tmp_path / 'short.npz')
+
+
+def name_another_detector(arrays: Dict[str, Any]) -> None:
+    config = json.loads(str(arrays['meta/config']))
+    config['model']['type'] = 'CenterPoint'
+    arrays['meta/config'] = np.array(json.dumps(config))
+
+
+@pytest.mark.parametrize(
+    ('name', 'edit', 'message'),
+    [
+        ('bevdet', lack_a_layer, 'img_neck.conv.0.weight'),
+        ('stereo', lack_an_image, '17 images a sample do not make 3 frames'),
+        ('bevdet', name_another_detector, "detector 'CenterPoint' is not supported; known are .*BEVStereo4DOCC"),
+    ],
+)
+def test_files_that_cannot_be_compared(
+    reference_folder: Any, tmp_path: Path, name: str, edit: Callable[[Dict[str, Any]], None], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        verify_file(edited(reference_folder / f'bevdet_{name}.npz', tmp_path / 'strange.npz', edit))
 
 
 def test_changed_occupancy_is_noticed(reference_folder: Any, tmp_path: Path) -> None:
     changed = {'out/occ_argmax', 'out/loss/loss_occ', 'out/bev_encoded'}
-    path = rewritten(reference_folder / 'bevdet_occ.npz', tmp_path / 'changed.npz', changed, 2)
-    assert {row.name for row in verify_file(path) if not row.passed} == changed
+    path = edited(reference_folder / 'bevdet_occ.npz', tmp_path / 'changed.npz', scaled(changed, 2))
+    assert failed(path) == changed
 
 
-def test_voxels_that_no_camera_sees_do_not_count(reference_folder: Any, tmp_path: Path) -> None:
-    with np.load(str(reference_folder / 'bevdet_occ.npz')) as archive:
-        arrays = {name: archive[name] for name in archive.files}
-    labels, seen = arrays['in/voxel_semantics'], arrays['in/mask_camera']
-    assert 0.1 < seen.mean() < 0.9
-    for where, differing in ((~seen, set()), (seen, {'out/loss/loss_occ'})):
-        arrays['in/voxel_semantics'] = np.where(where, (labels + 5) % 18, labels)
-        np.savez(str(tmp_path / 'others.npz'), **arrays)
-        assert {row.name for row in verify_file(tmp_path / 'others.npz') if not row.passed} == differing
+@pytest.mark.parametrize(('seen', 'differing'), [(False, set()), (True, {'out/loss/loss_occ'})])
+def test_voxels_that_no_camera_sees_do_not_count(
+    reference_folder: Any, tmp_path: Path, seen: bool, differing: Set[str]
+) -> None:
+    def change(arrays: Dict[str, Any]) -> None:
+        labels, mask = arrays['in/voxel_semantics'], arrays['in/mask_camera'].astype(bool)
+        assert 0.1 < mask.mean() < 0.9
+        arrays['in/voxel_semantics'] = np.where(mask == seen, (labels + 5) % 18, labels)
 
-
-def test_another_detector_is_refused(reference_folder: Any, tmp_path: Path) -> None:
-    path = reference_folder / 'bevdet_bevdet.npz'
-    with np.load(str(path)) as archive:
-        arrays = {name: archive[name] for name in archive.files}
-    config = ReferenceFile(path).config
-    config['model']['type'] = 'CenterPoint'
-    arrays['meta/config'] = np.array(json.dumps(config))
-    np.savez(str(tmp_path / 'strange.npz'), **arrays)
-    with pytest.raises(ValueError, match="detector 'CenterPoint' is not supported; known are .*BEVStereo4DOCC"):
-        verify_file(tmp_path / 'strange.npz')
+    assert failed(edited(reference_folder / 'bevdet_occ.npz', tmp_path / 'others.npz', change)) == differing

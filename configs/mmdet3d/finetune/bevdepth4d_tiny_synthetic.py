@@ -1,10 +1,8 @@
 # A BEVDepth4D of 3 million parameters that trains in minutes on two CPU cores on the synthetic world, from the encoder that
 # pretrain/geomim_tiny_synthetic.py leaves behind; `--cfg-options model.img_backbone.init_cfg=None` starts without it. The
 # info files are made by `python -m geomim infos data/synthetic`.
-_base_ = './bevdet-r50-4d-depth-cbgs.py'
+_base_ = ['./bevdet-r50-4d-depth-cbgs.py', '../_base_/bevdet/swin_b_geomim.py', '../_base_/tiny_run.py']
 data_root = 'data/synthetic/'
-iterations = 300
-lr = 2e-3
 image_size = (128, 352)
 cell = dict(voxel_size=[0.2, 0.2])  # 8 of them are a BEV cell
 
@@ -13,22 +11,11 @@ model = dict(
     img_backbone=dict(
         _delete_=True,
         type='GeoMIMSwin',
-        embed_dims=32,
-        depths=(1, 1, 2, 1),
-        num_heads=(1, 2, 4, 8),
-        window_size=(8, 8, 8, 4),
+        **_base_.tiny_swin,
         out_indices=(2, 3),
         init_cfg=dict(type='Pretrained', checkpoint='work_dirs/geomim_tiny_synthetic/encoder_bevdet.pth'),
     ),
-    img_neck=dict(
-        _delete_=True,
-        type='FPN_LSS',
-        in_channels=128 + 256,
-        out_channels=64,
-        extra_upsample=None,
-        input_feature_index=(0, 1),
-        scale_factor=2,
-    ),
+    img_neck=dict(_delete_=True, **dict(_base_.swin_neck, in_channels=128 + 256, out_channels=64)),
     img_view_transformer=dict(
         grid_config=dict(x=[-51.2, 51.2, 1.6], y=[-51.2, 51.2, 1.6], depth=[1.0, 60.0, 1.0]),
         input_size=image_size,
@@ -81,26 +68,17 @@ val_evaluator = dict(data_root=data_root, ann_file=data_root + 'bevdet_infos_val
 test_evaluator = val_evaluator
 
 optim_wrapper = dict(
-    optimizer=dict(lr=lr),
+    optimizer=dict(lr=2e-3),
     constructor='LayerDecayOptimWrapperConstructor',
     paramwise_cfg=dict(decay_rate=0.85),
 )
-param_scheduler = [
-    dict(type='LinearLR', start_factor=0.1, by_epoch=False, begin=0, end=iterations // 10),
-    dict(type='CosineAnnealingLR', T_max=iterations, eta_min=lr * 1e-3, by_epoch=False, begin=0, end=iterations),
-]
-train_cfg = dict(_delete_=True, type='IterBasedTrainLoop', max_iters=iterations, val_interval=iterations)
-default_hooks = dict(
-    logger=dict(interval=10, log_metric_by_epoch=False),
-    checkpoint=dict(by_epoch=False, interval=iterations // 3, max_keep_ckpts=2),
-)
+param_scheduler = _base_.tiny_schedule
+train_cfg = dict(_delete_=True, **_base_.tiny_loop)
+default_hooks = _base_.tiny_hooks
 custom_hooks = [
-    _base_.seeds,
-    dict(type='IterationSeedHook'),  # such a loop resumes anywhere
+    *_base_.tiny_seeds,
     dict(_base_.averaging, init_updates=0),  # a memory that fits so short a run
-    dict(type='SequentialControlHook', begin_iter=iterations // 10),
+    dict(type='SequentialControlHook', begin_iter=30),
 ]
-log_processor = dict(by_epoch=False, window_size=10)
-# no device to name where there is no GPU
-model_wrapper_cfg = dict(type='MMDistributedDataParallel', device_ids=None, broadcast_buffers=False)
-env_cfg = dict(dist_cfg=dict(backend='gloo'))
+log_processor = _base_.tiny_log
+env_cfg = _base_.tiny_env

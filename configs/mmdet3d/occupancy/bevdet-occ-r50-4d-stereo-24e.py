@@ -1,38 +1,20 @@
 # BEVStereo4DOCC: the class of every voxel of 0.4 m, from a BEVStereo4D detector; published with mIoU 36.01. 4 samples a GPU. The
 # published file trains 100 epochs whatever its name says. Labels: the folder gts of Occ3D-nuScenes in the data folder.
-_base_ = '../finetune/bevdet-r50-4d-stereo-cbgs.py'
+_base_ = ['../finetune/bevdet-r50-4d-stereo-cbgs.py', '../_base_/bevdet/occupancy.py']
 epochs = 100
-channels = 32
-frames = 2
 grid_config = dict(x=[-40, 40, 0.4], y=[-40, 40, 0.4], z=[-1, 5.4, 0.4], depth=[1.0, 45.0, 0.5])
 model = dict(
     type='BEVStereo4DOCC',
     img_view_transformer=dict(
         grid_config=dict(_delete_=True, **grid_config),
-        out_channels=channels,
+        out_channels=_base_.channels,
         sid=False,
         collapse_z=False,
         loss_depth_weight=0.05,
     ),
-    pre_process=dict(
-        _delete_=True,
-        type='CustomResNet3D',
-        numC_input=channels,
-        num_layer=[1],
-        num_channels=[channels],
-        stride=[1],
-        backbone_output_ids=[0],
-    ),
-    img_bev_encoder_backbone=dict(
-        _delete_=True,
-        type='CustomResNet3D',
-        numC_input=channels * frames,
-        num_layer=[1, 2, 4],
-        num_channels=[channels, channels * 2, channels * 4],
-        stride=[1, 2, 2],
-        backbone_output_ids=[0, 1, 2],
-    ),
-    img_bev_encoder_neck=dict(_delete_=True, type='LSSFPN3D', in_channels=channels * 7, out_channels=channels),
+    pre_process=dict(_delete_=True, **_base_.volume_frame),
+    img_bev_encoder_backbone=dict(_delete_=True, **_base_.volume_encoder),
+    img_bev_encoder_neck=dict(_delete_=True, **_base_.volume_neck),
     out_dim=32,
     num_classes=18,
     use_mask=True,

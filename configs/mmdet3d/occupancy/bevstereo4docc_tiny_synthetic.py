@@ -1,9 +1,8 @@
 # Occupancy of voxels of 0.8 m by a network of 2 million parameters, small enough for two CPU cores, on the synthetic world, from the
 # encoder that pretrain/geomim_tiny_synthetic.py leaves behind; `--cfg-options model.img_backbone.init_cfg=None` starts without it. The
 # info files are made by `python -m geomim infos data/synthetic`.
-_base_ = '../finetune/bevstereo4d_tiny_synthetic.py'
+_base_ = ['../finetune/bevstereo4d_tiny_synthetic.py', '../_base_/bevdet/occupancy.py']
 channels = 8
-frames = 2
 model = dict(
     type='BEVStereo4DOCC',
     img_view_transformer=dict(
@@ -13,25 +12,19 @@ model = dict(
         collapse_z=False,
         loss_depth_weight=0.05,
     ),
-    pre_process=dict(
-        _delete_=True,
-        type='CustomResNet3D',
-        numC_input=channels,
-        num_layer=[1],
-        num_channels=[channels],
-        stride=[1],
-        backbone_output_ids=[0],
-    ),
+    pre_process=dict(_delete_=True, **dict(_base_.volume_frame, numC_input=channels, num_channels=[channels])),
     img_bev_encoder_backbone=dict(
         _delete_=True,
-        type='CustomResNet3D',
-        numC_input=channels * frames,
-        num_layer=[1, 1, 1],
-        num_channels=[channels, channels * 2, channels * 4],
-        stride=[1, 2, 2],
-        backbone_output_ids=[0, 1, 2],
+        **dict(
+            _base_.volume_encoder,
+            numC_input=channels * 2,
+            num_layer=[1, 1, 1],
+            num_channels=[channels, channels * 2, channels * 4],
+        ),
     ),
-    img_bev_encoder_neck=dict(_delete_=True, type='LSSFPN3D', in_channels=channels * 7, out_channels=channels),
+    img_bev_encoder_neck=dict(
+        _delete_=True, **dict(_base_.volume_neck, in_channels=channels * 7, out_channels=channels)
+    ),
     out_dim=16,
     use_mask=True,
     pts_bbox_head=None,

@@ -1,10 +1,8 @@
 # A TPVFormer of 2 million parameters that trains in minutes on two CPU cores on the synthetic world, from the encoder that
 # pretrain/geomim_tiny_synthetic.py leaves behind; `--cfg-options model.backbone.init_cfg=None` starts without it.
-_base_ = './tpvformer_swin-b_geomim_8xb1-2x_nus-seg.py'
+_base_ = ['./tpvformer_swin-b_geomim_8xb1-2x_nus-seg.py', '../_base_/tiny_run.py']
 data_root = 'data/synthetic/'
 version = 'v1.0-mini'
-iterations = 300
-lr = 2e-3
 planes = dict(tpv_h=50, tpv_w=50, tpv_z=8)  # cells of 2 m, 1 m high
 dim = 64
 levels = 3
@@ -34,10 +32,7 @@ model = dict(
         batch_augments=None,
     ),
     backbone=dict(
-        embed_dims=32,
-        depths=(1, 1, 2, 1),
-        num_heads=(1, 2, 4, 8),
-        window_size=(8, 8, 8, 4),
+        **_base_.tiny_swin,
         drop_path_rate=0.0,
         with_cp=False,
         init_cfg=dict(checkpoint='work_dirs/geomim_tiny_synthetic/encoder_bevdet.pth'),
@@ -64,19 +59,11 @@ train_dataloader = dict(
 )
 val_dataloader = dict(num_workers=1, dataset=data)
 test_dataloader = val_dataloader
-optim_wrapper = dict(optimizer=dict(lr=lr), paramwise_cfg=dict(custom_keys=dict(backbone=dict(lr_mult=0.5))))
-param_scheduler = [
-    dict(type='LinearLR', start_factor=0.1, by_epoch=False, begin=0, end=iterations // 10),
-    dict(type='CosineAnnealingLR', T_max=iterations, eta_min=lr * 1e-3, by_epoch=False, begin=0, end=iterations),
-]
-train_cfg = dict(_delete_=True, type='IterBasedTrainLoop', max_iters=iterations, val_interval=iterations)
-default_hooks = dict(
-    logger=dict(interval=10, log_metric_by_epoch=False),
-    checkpoint=dict(by_epoch=False, interval=iterations // 3, max_keep_ckpts=2),
-)
-custom_hooks = [dict(type='EpochSeedHook'), dict(type='IterationSeedHook')]  # a killed run resumes bit for bit
+train_cfg = dict(_delete_=True, **_base_.tiny_loop)
+optim_wrapper = dict(optimizer=dict(lr=2e-3), paramwise_cfg=dict(custom_keys=dict(backbone=dict(lr_mult=0.5))))
+param_scheduler = _base_.tiny_schedule
+default_hooks = _base_.tiny_hooks
+custom_hooks = _base_.tiny_seeds
 randomness = dict(seed=0)
-log_processor = dict(by_epoch=False, window_size=10)
-# no device to name where there is no GPU
-model_wrapper_cfg = dict(type='MMDistributedDataParallel', device_ids=None, broadcast_buffers=False)
-env_cfg = dict(dist_cfg=dict(backend='gloo'))
+log_processor = _base_.tiny_log
+env_cfg = _base_.tiny_env

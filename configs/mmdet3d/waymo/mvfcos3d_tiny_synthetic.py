@@ -2,10 +2,8 @@
 # that pretrain/geomim_five_tiny_synthetic.py leaves behind; `--cfg-options model.backbone.init_cfg=None` starts without it.
 #   python -m geomim synthesize data/five --rig five && python -m geomim infos data/five --for waymo
 # Waymo's own metric needs waymo-open-dataset; here mmdet3d's IndoorMetric, average precision by 3D overlap, takes its place.
-_base_ = './mvfcos3d_swin-b_geomim_8xb2_waymoD5-3d-3class.py'
+_base_ = ['./mvfcos3d_swin-b_geomim_8xb2_waymoD5-3d-3class.py', '../_base_/tiny_run.py']
 data_root = 'data/five/'
-iterations = 300
-lr = 1e-3
 point_cloud_range = [-32.0, -48.0, -2.0, 64.0, 48.0, 4.0]
 image_scale = (400, 225)  # width, height
 dim = 16
@@ -14,10 +12,7 @@ backend_args = None
 _low, _high = point_cloud_range[:2], point_cloud_range[3:5]
 model = dict(
     backbone=dict(
-        embed_dims=32,
-        depths=(1, 1, 2, 1),
-        num_heads=(1, 2, 4, 8),
-        window_size=(8, 8, 8, 4),
+        **_base_.tiny_swin,
         drop_path_rate=0.0,
         with_cp=False,
         init_cfg=dict(checkpoint='work_dirs/geomim_five_tiny_synthetic/encoder_mmdet.pth'),
@@ -71,19 +66,11 @@ val_dataloader = dict(
 test_dataloader = val_dataloader
 val_evaluator = dict(_delete_=True, type='IndoorMetric', iou_thr=[0.25, 0.5])
 test_evaluator = val_evaluator
-train_cfg = dict(_delete_=True, type='IterBasedTrainLoop', max_iters=iterations, val_interval=iterations)
-optim_wrapper = dict(optimizer=dict(lr=lr), paramwise_cfg=dict(custom_keys=dict(backbone=dict(lr_mult=0.5))))
-param_scheduler = [
-    dict(type='LinearLR', start_factor=0.1, by_epoch=False, begin=0, end=iterations // 10),
-    dict(type='CosineAnnealingLR', T_max=iterations, eta_min=lr * 1e-3, by_epoch=False, begin=0, end=iterations),
-]
-default_hooks = dict(
-    logger=dict(interval=10, log_metric_by_epoch=False),
-    checkpoint=dict(by_epoch=False, interval=iterations // 3, max_keep_ckpts=2),
-)
-custom_hooks = [dict(type='EpochSeedHook'), dict(type='IterationSeedHook')]  # a killed run resumes bit for bit
+train_cfg = dict(_delete_=True, **_base_.tiny_loop)
+optim_wrapper = dict(optimizer=dict(lr=1e-3), paramwise_cfg=dict(custom_keys=dict(backbone=dict(lr_mult=0.5))))
+param_scheduler = [_base_.tiny_schedule[0], dict(_base_.tiny_schedule[1], eta_min=1e-6)]
+default_hooks = _base_.tiny_hooks
+custom_hooks = _base_.tiny_seeds
 randomness = dict(seed=0)
-log_processor = dict(by_epoch=False, window_size=10)
-# no device to name where there is no GPU
-model_wrapper_cfg = dict(type='MMDistributedDataParallel', device_ids=None, broadcast_buffers=False)
-env_cfg = dict(dist_cfg=dict(backend='gloo'))
+log_processor = _base_.tiny_log
+env_cfg = _base_.tiny_env

@@ -3,64 +3,32 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Dict, List, Tuple
+from typing import Any, Dict, List, Optional, Tuple
 
+import numpy as np
 import pytest
+import shapely
 import torch
+import torch.nn.functional as F
+from shapely import affinity
 from torch import Tensor
 
-np = pytest.importorskip('numpy')
 pytest.importorskip('mmdet3d')
 
-from geomim.bevdet.boxes.nms import TaskNMS, circle_nms, nms_of_tasks, rotated_nms  # noqa: E402
-
-Point = Tuple[float, float]
+from geomim.bevdet.boxes.nms import TaskNMS, nms_of_tasks
 
 
-def corners(box: List[float]) -> List[Point]:
-    """Counter-clockwise corners of (x, y, length, width, yaw)."""
+def polygon(box: List[float]) -> shapely.Geometry:
+    """(x, y, length, width, yaw), counter-clockwise from x."""
     x, y, length, width, yaw = box
-    cos, sin = math.cos(yaw), math.sin(yaw)
-    signs = ((1, 1), (-1, 1), (-1, -1), (1, -1))
-    return [
-        (x + cos * a * length / 2 - sin * b * width / 2, y + sin * a * length / 2 + cos * b * width / 2)
-        for a, b in signs
-    ]
-
-
-def area(polygon: List[Point]) -> float:
-    following = polygon[1:] + polygon[:1]
-    return sum(a[0] * b[1] - b[0] * a[1] for a, b in zip(polygon, following)) / 2
-
-
-def intersection(first: List[Point], second: List[Point]) -> float:
-    """Area that two convex polygons share (Sutherland-Hodgman)."""
-    polygon = first
-    for start, end in zip(second, second[1:] + second[:1]):
-        sides = [(end[0] - start[0]) * (p[1] - start[1]) - (end[1] - start[1]) * (p[0] - start[0]) for p in polygon]
-        clipped: List[Point] = []
-        for index, (point, side) in enumerate(zip(polygon, sides)):
-            before, side_before = polygon[index - 1], sides[index - 1]
-            if (side >= 0) != (side_before >= 0):
-                share = side_before / (side_before - side)
-                clipped.append(tuple(b + share * (p - b) for b, p in zip(before, point)))  # type: ignore[arg-type]
-            if side >= 0:
-                clipped.append(point)
-        polygon = clipped
-        if not polygon:
-            return 0.0
-    return area(polygon)
+    flat = shapely.box(-length / 2, -width / 2, length / 2, width / 2)
+    return affinity.translate(affinity.rotate(flat, yaw, origin=(0, 0), use_radians=True), x, y)
 
 
 def iou_matrix(boxes: Tensor) -> np.ndarray:
-    rows = boxes.double().tolist()
-    polygons = [corners(row) for row in rows]
-    result = np.zeros((len(rows), len(rows)))
-    for i, first in enumerate(polygons):
-        for j, second in enumerate(polygons):
-            shared = intersection(first, second)
-            result[i, j] = shared / (area(first) + area(second) - shared)
-    return result
+    polygons = np.array([polygon(row) for row in boxes.double().tolist()])
+    shared = shapely.area(shapely.intersection(polygons[:, None].copy(), polygons))
+    return shared / (shapely.area(polygons)[:, None] + shapely.area(polygons) - shared)
 
 
 def plain_nms(near: np.ndarray, scores: Tensor) -> List[int]:
@@ -69,6 +37,18 @@ def plain_nms(near: np.ndarray, scores: Tensor) -> List[int]:
         if not any(near[candidate, other] for other in kept):
             kept.append(candidate)
     return kept
+
+
+def rotated_nms(boxes: Tensor, scores: Tensor, threshold: float, *limits: Any) -> Tensor:
+    """Of boxes (M, 5) x, y, length, width, yaw of one class."""
+    upright = torch.zeros(len(boxes), 7)
+    upright[:, [0, 1, 3, 4, 6]] = boxes
+    return TaskNMS('rotate', threshold, (1.0,), *limits).select(upright, scores, torch.zeros(len(boxes)))
+
+
+def circle_nms(centres: Tensor, scores: Tensor, squared_distance: float, most: Optional[int] = None) -> Tensor:
+    nms = TaskNMS('circle', squared_distance, (1.0,), None, most)
+    return nms.select(F.pad(centres, (0, 5)), scores, torch.zeros(len(centres)))
 
 
 @pytest.fixture
@@ -93,20 +73,19 @@ def test_rotated_nms_equals_polygon_clipping(crowd: Tuple[Tensor, Tensor], thres
 def test_rotated_nms_size_limits(crowd: Tuple[Tensor, Tensor]) -> None:
     boxes, scores = crowd
     best = scores.argsort(descending=True)[:20]
-    kept = rotated_nms(boxes, scores, 0.1, pre_max_size=20)
+    kept = rotated_nms(boxes, scores, 0.1, 20)
     assert kept.tolist() == best[rotated_nms(boxes[best], scores[best], 0.1)].tolist()
     assert rotated_nms(boxes, scores, 0.1, 20, 3).tolist() == kept[:3].tolist()
     assert rotated_nms(boxes[:0], scores[:0], 0.1).shape == (0,)
 
 
 @pytest.mark.parametrize('squared_distance', [0.175, 4.0, 12.0])
-def test_circle_nms_equals_mmdet3d(crowd: Tuple[Tensor, Tensor], squared_distance: float) -> None:
-    from mmdet3d.models.layers import circle_nms as numba_circle_nms
-
+def test_circle_nms_is_that_of_a_plain_loop(crowd: Tuple[Tensor, Tensor], squared_distance: float) -> None:
     boxes, scores = crowd
-    wanted = numba_circle_nms(torch.cat([boxes[:, :2], scores[:, None]], 1).numpy(), squared_distance, 60)
+    near = torch.cdist(boxes[:, :2], boxes[:, :2]).square() <= squared_distance
     kept = circle_nms(boxes[:, :2], scores, squared_distance)
-    assert kept.tolist() == [int(index) for index in wanted]
+    assert kept.tolist() == plain_nms(near.numpy(), scores)
+    assert len(kept) < len(boxes)
     assert circle_nms(boxes[:, :2], scores, squared_distance, 4).tolist() == kept[:4].tolist()
     assert circle_nms(boxes[:0, :2], scores[:0], squared_distance).shape == (0,)
 

@@ -24,7 +24,7 @@ from mmengine.structures import InstanceData
 from geomim.__main__ import main
 from geomim.bevdet.boxes.transform import transform_boxes
 from geomim.bevdet.detectors import BEVDet
-from geomim.bevdet.inference import detect as inference
+from geomim.bevdet.inference import detect as detect_module
 from geomim.bevdet.inference.drawing import FOUND, TRUE, DrawnBoxes, draw_bev, draw_cameras, draw_in_image
 
 CONFIG = 'configs/mmdet3d/finetune/bevdepth4d_tiny_synthetic.py'
@@ -239,7 +239,7 @@ def test_what_ends_early_leaves_nothing(
             raise KeyboardInterrupt if ending == 'interrupted' else RuntimeError('out of memory')
         return np.zeros((8, 8, 3), np.uint8)
 
-    monkeypatch.setattr(inference, 'draw_frame', draw)
+    monkeypatch.setattr(detect_module, 'draw_frame', draw)
     expected = {'terminated': SystemExit, 'interrupted': KeyboardInterrupt, 'failed': RuntimeError}[ending]
     with pytest.raises(expected):
         detect(tmp_path / 'out')

@@ -14,8 +14,10 @@ from torch import Tensor
 
 pytest.importorskip('mmdet3d')
 
+from micro_detector import CONFIGS
 from mmdet3d.registry import MODELS
 from mmdet3d.structures import Det3DDataSample
+from mmengine.config import Config
 from mmengine.structures import BaseDataElement
 
 import geomim.bevdet  # noqa: F401 - registers every part
@@ -26,34 +28,21 @@ VOXELS, CLASSES, CHANNELS, IMAGE = (8, 12, 4), 5, 4, (64, 96)
 
 
 def config(**changes: Any) -> Dict[str, Any]:
-    """A detector of 8 x 12 x 4 voxels; x and y differ in number, so that swapped axes show."""
-    stack = dict(type='CustomResNet3D', num_layer=[1], num_channels=[CHANNELS], stride=[1])
-    model = dict(
-        type='BEVStereo4DOCC',
-        num_adj=1,
-        img_backbone=dict(
-            type='GeoMIMSwin', embed_dims=8, depths=(1, 1, 1, 1), num_heads=(1, 1, 2, 2), window_size=(4, 4, 2, 2),
-            out_indices=(2, 3), pretrain_img_size=32, return_stereo_feat=True,
-        ),
-        img_neck=dict(
-            type='FPN_LSS', in_channels=32 + 64, out_channels=8, extra_upsample=None, input_feature_index=(0, 1), scale_factor=2
-        ),
-        img_view_transformer=dict(
-            type='LSSViewTransformerBEVStereo',
-            grid_config=dict(x=[-16, 16, 4.0], y=[-24, 24, 4.0], z=[-1, 5.4, 1.6], depth=[1.0, 25.0, 2.0]),
-            input_size=IMAGE, in_channels=8, out_channels=CHANNELS, collapse_z=False,
-            depthnet_cfg=dict(use_dcn=False, aspp_mid_channels=4, stereo=True, bias=5.0),
-        ),
-        pre_process=dict(stack, numC_input=CHANNELS),
-        img_bev_encoder_backbone=dict(
-            type='CustomResNet3D', numC_input=CHANNELS * 2, num_layer=[1, 1, 1], num_channels=[4, 8, 16], stride=[1, 2, 2]
-        ),
-        img_bev_encoder_neck=dict(type='LSSFPN3D', in_channels=28, out_channels=CHANNELS),
-        num_classes=CLASSES,
-        out_dim=6,
-        use_mask=True,
-    )  # fmt: skip
-    return {**model, **changes}
+    """The tiny detector with 8 x 12 x 4 voxels; x and y differ in number, so that swapped axes show."""
+    path = CONFIGS / 'occupancy' / 'bevstereo4docc_tiny_synthetic.py'
+    model: Dict[str, Any] = Config.fromfile(path, import_custom_modules=False).model.to_dict()
+    model.pop('data_preprocessor')
+    model['img_backbone'].update(embed_dims=8, depths=(1, 1, 1, 1), num_heads=(1, 1, 2, 2), window_size=(4, 4, 2, 2))
+    model['img_backbone'].update(pretrain_img_size=32, init_cfg=None)
+    model['img_neck'].update(in_channels=32 + 64, out_channels=8)
+    view = model['img_view_transformer']
+    view.update(input_size=IMAGE, in_channels=8, out_channels=CHANNELS, loss_depth_weight=3.0)
+    view['grid_config'] = dict(x=[-16, 16, 4.0], y=[-24, 24, 4.0], z=[-1, 5.4, 1.6], depth=[1.0, 25.0, 2.0])
+    view['depthnet_cfg'].update(aspp_mid_channels=4)
+    model['pre_process'].update(numC_input=CHANNELS, num_channels=[CHANNELS])
+    model['img_bev_encoder_backbone'].update(numC_input=CHANNELS * 2, num_channels=[4, 8, 16])
+    model['img_bev_encoder_neck'].update(in_channels=28, out_channels=CHANNELS)
+    return {**model, 'num_classes': CLASSES, 'out_dim': 6, **changes}
 
 
 def build(**changes: Any) -> BEVStereo4DOCC:

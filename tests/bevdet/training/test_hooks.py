@@ -19,7 +19,6 @@ from torch.utils.data import Dataset
 import geomim.mmdet3d  # noqa: F401  the reader of checkpoints
 from geomim.bevdet.training import RampedEMA, SequentialControlHook, SyncBNControlHook
 from geomim.bevdet.training import hooks as hooks_module
-from geomim.bevdet.training.hooks import synchronise_batch_norms
 from geomim.mmdet3d import IterationSeedHook
 
 ITERATIONS = 3  # an epoch
@@ -123,31 +122,10 @@ def test_published_numbers_are_the_defaults() -> None:
     average = RampedEMA(Detector())
     assert average.update_buffers
     assert average.interval == 1
-    assert average.decay_at(1) == pytest.approx(0.999 * (1 - math.exp(-10561 / 2000)), rel=1e-12)
-    assert average.decay_at(10**6) == pytest.approx(0.999)
-
-
-def test_buffers_are_copied_when_they_are_not_averaged() -> None:
-    model = Detector()
-    average = RampedEMA(model, update_buffers=False)
-    for value in (3.0, 5.0):
-        model.body[1].running_mean.fill_(value)
-        average.update_parameters(model)
-    assert torch.equal(average.module.body[1].running_mean, model.body[1].running_mean)
-
-
-def test_the_average_goes_on_after_a_resume(tmp_path: Path) -> None:
-    ema = dict(type='EMAHook', ema_type='RampedEMA', decay=0.9, init_updates=0, ramp=3.0)
-    torch.manual_seed(5)
-    make_runner(tmp_path / 'whole', [ema]).train()
-    torch.manual_seed(5)
-    make_runner(tmp_path / 'parts', [ema], length=2).train()
-    resumed = str(tmp_path / 'parts' / 'epoch_2.pth')
-    make_runner(tmp_path / 'rest', [ema], load_from=resumed, resume=True).train()
-    whole, rest = (torch.load(tmp_path / part / 'epoch_3.pth', weights_only=False) for part in ('whole', 'rest'))
-    for entry in ('state_dict', 'ema_state_dict'):
-        assert sorted(whole[entry]) == sorted(rest[entry])
-        assert all(torch.equal(value, rest[entry][name]) for name, value in whole[entry].items())
+    for updates_before, decay in ((0, 0.999 * (1 - math.exp(-10561 / 2000))), (10**6, 0.999)):
+        value = torch.ones((), dtype=torch.float64)
+        average.avg_func(value, torch.zeros_like(value), updates_before)
+        assert float(value) == pytest.approx(decay, rel=1e-12)
 
 
 @pytest.mark.parametrize('wrong', [dict(decay=1.0), dict(init_updates=-1), dict(ramp=0.0)])
@@ -222,23 +200,26 @@ def test_sync_bn_is_switched_on_once_also_after_a_resume(
 
     monkeypatch.setattr(hooks_module, 'get_world_size', lambda: 2)
     monkeypatch.setattr(hooks_module, '_on_cpu', lambda model: False)
-    monkeypatch.setattr(hooks_module, 'synchronise_batch_norms', lambda model: calls.append(model) or 1)
+    monkeypatch.setattr(nn.SyncBatchNorm, 'convert_sync_batchnorm', calls.append)
     runner = make_runner(tmp_path / 'rest', [SyncBNControlHook(begin_epoch=2), Count()], **resume)
     runner.train()
     assert epochs == expected
     assert calls == [runner.model]
 
 
-def test_synchronised_norms_share_every_tensor() -> None:
+def test_synchronised_norms_share_every_tensor(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hooks_module, 'get_world_size', lambda: 2)
+    monkeypatch.setattr(hooks_module, '_on_cpu', lambda model: False)
     model = nn.Sequential(nn.Sequential(nn.BatchNorm2d(3), nn.Conv2d(3, 3, 1)), nn.LayerNorm(3), nn.BatchNorm1d(3))
     before = dict(model.state_dict(keep_vars=True))
-    names = list(before)
-    assert synchronise_batch_norms(model) == 2
-    assert synchronise_batch_norms(model) == 0
+    said: List[str] = []
+    runner = SimpleNamespace(model=model, iter=0, logger=SimpleNamespace(info=said.append))
+    SyncBNControlHook(begin_iter=0).switch(runner, True)
     after = model.state_dict(keep_vars=True)
-    assert list(after) == names
-    assert all(after[name] is before[name] for name in names)
+    assert list(after) == list(before)
+    assert all(after[name] is before[name] for name in before)
     assert [type(module).__name__ for module in model.modules()].count('SyncBatchNorm') == 2
+    assert said[0].startswith('2 batch normalisations')
 
 
 def test_chance_of_an_iteration_depends_on_its_number_and_the_seed_alone() -> None:

@@ -7,6 +7,7 @@ from typing import Any, Callable, Dict
 
 import pytest
 import torch
+from scipy.ndimage import map_coordinates
 from torch import Tensor
 
 pytest.importorskip('mmdet3d')
@@ -60,6 +61,7 @@ def looped_cost(pair: StereoPair, rig: CameraRig, bias: float) -> Tensor:
     cost = torch.zeros(images, len(DEPTHS), *CELLS, dtype=torch.float64)
     for image in range(images):
         b, n = divmod(image, rig.num_cams)
+        older = pair.older[image].double().numpy()
         intrinsics, augmentation, move = rig.intrinsics[b, n], rig.img_aug[b, n], pair.current2older[b, n].double()
         for index, metres in enumerate(DEPTHS.double()):
             for row in range(CELLS[0]):
@@ -73,21 +75,13 @@ def looped_cost(pair: StereoPair, rig: CameraRig, bias: float) -> Tensor:
                         pixel = augmentation[:2, :2] @ (intrinsics @ seen / seen[2])[:2] + augmentation[:2, 3]
                         x = float(pixel[0]) / (SIZE[1] - 1) * (CELLS[1] - 1)
                         y = float(pixel[1]) / (SIZE[0] - 1) * (CELLS[0] - 1)
-                        warped = bilinear(pair.older[image].double(), x, y)
+                        warped = torch.tensor(
+                            [map_coordinates(one, [[y], [x]], order=1, mode='grid-constant')[0] for one in older]
+                        )
                     cost[image, index, row, col] = (pair.current[image, :, row, col] - warped).abs().sum()
                     if warped[channels - 4] == 0:
                         cost[image, index, row, col] += bias
     return cost
-
-
-def bilinear(feature: Tensor, x: float, y: float) -> Tensor:
-    """Zero outside."""
-    value = torch.zeros(feature.shape[0], dtype=feature.dtype)
-    for col in (math.floor(x), math.floor(x) + 1):
-        for row in (math.floor(y), math.floor(y) + 1):
-            if 0 <= col < CELLS[1] and 0 <= row < CELLS[0]:
-                value += (1 - abs(x - col)) * (1 - abs(y - row)) * feature[:, row, col]
-    return value
 
 
 @pytest.mark.parametrize('bias', [0.0, 5.0])

@@ -5,10 +5,10 @@ Names of parameters and of configuration entries are BEVDet's. Shape legend: B s
 
 from __future__ import annotations
 
-from typing import Any, Callable, List, Optional, Sequence, Tuple, Union
+from typing import Any, List, Optional, Sequence, Tuple, Union
 
 from mmcv.cnn import ConvModule
-from mmdet.models.backbones.resnet import BasicBlock, Bottleneck, ResNet
+from mmdet.models.backbones.resnet import BasicBlock, ResNet
 from mmdet.models.backbones.swin import SwinTransformer
 from mmengine.model import BaseModule
 from mmengine.registry import MODELS
@@ -18,15 +18,12 @@ from torch.utils.checkpoint import checkpoint
 from ..method.swin import SwinEncoder
 from .shifted_swin import ShiftedSwin
 
-BlockMaker = Callable[[int, int, int, bool], nn.Module]
-
 
 class StackedStages(BaseModule):
     """Residual stages one after the other, each of which starts with a strided block.
 
     Args:
         numC_input: channels of the input.
-        make_block: (channels in, channels out, stride, whether it is the first of its stage) -> block.
         num_layer: blocks a stage.
         num_channels: of the stages; by default doubling from ``2 * numC_input``.
         stride: of the stages' first blocks.
@@ -40,12 +37,11 @@ class StackedStages(BaseModule):
     def __init__(
         self,
         numC_input: int,
-        make_block: BlockMaker,
-        num_layer: Sequence[int],
-        num_channels: Optional[Sequence[int]],
-        stride: Sequence[int],
-        backbone_output_ids: Optional[Sequence[int]],
-        with_cp: bool,
+        num_layer: Sequence[int] = (2, 2, 2),
+        num_channels: Optional[Sequence[int]] = None,
+        stride: Sequence[int] = (2, 2, 2),
+        backbone_output_ids: Optional[Sequence[int]] = None,
+        with_cp: bool = False,
     ) -> None:
         super().__init__()
         stages = len(num_layer)
@@ -60,10 +56,15 @@ class StackedStages(BaseModule):
         self.with_cp = with_cp
         layers: List[nn.Module] = []
         for count, before, after, step in zip(num_layer, [numC_input, *channels], channels, stride):
-            blocks = [make_block(before, after, step, True)]
-            blocks += [make_block(after, after, 1, False) for _ in range(count - 1)]
+            blocks = [self.make_block(before, after, step, True)]
+            blocks += [self.make_block(after, after, 1, False) for _ in range(count - 1)]
             layers.append(nn.Sequential(*blocks))
         self.layers = nn.Sequential(*layers)
+
+    @staticmethod
+    def make_block(before: int, after: int, stride: int, first: bool) -> nn.Module:
+        """A block of ``before`` to ``after`` channels; ``first`` of its stage or not."""
+        raise NotImplementedError
 
     def forward(self, x: Tensor) -> List[Tensor]:
         """(B, C, [Z,] Y, X) -> maps of ``backbone_output_ids``, the finest first."""
@@ -77,52 +78,21 @@ class StackedStages(BaseModule):
 
 @MODELS.register_module()
 class CustomResNet(StackedStages):
-    """Residual encoder of BEV maps (B, C, Y, X).
+    """Residual encoder of BEV maps (B, C, Y, X); arguments as :class:`StackedStages`."""
 
-    Args:
-        numC_input, num_layer, num_channels, stride, backbone_output_ids, with_cp: as :class:`StackedStages`.
-        norm_cfg: of the blocks' norms.
-        block_type: ``'Basic'`` or ``'BottleNeck'``.
-    """
-
-    def __init__(
-        self,
-        numC_input: int,
-        num_layer: Sequence[int] = (2, 2, 2),
-        num_channels: Optional[Sequence[int]] = None,
-        stride: Sequence[int] = (2, 2, 2),
-        backbone_output_ids: Optional[Sequence[int]] = None,
-        norm_cfg: Optional[dict] = None,
-        with_cp: bool = False,
-        block_type: str = 'Basic',
-    ) -> None:
-        if block_type not in ('Basic', 'BottleNeck'):
-            raise ValueError(f"block_type must be 'Basic' or 'BottleNeck', got {block_type!r}")
-        kind, narrowing = (BasicBlock, 1) if block_type == 'Basic' else (Bottleneck, Bottleneck.expansion)
-
-        def make_block(before: int, after: int, step: int, first: bool) -> nn.Module:
-            options: dict = {'norm_cfg': norm_cfg or dict(type='BN')}
-            if first:
-                options.update(stride=step, downsample=nn.Conv2d(before, after, 3, step, 1))
-            return kind(before, after // narrowing, **options)
-
-        super().__init__(numC_input, make_block, num_layer, num_channels, stride, backbone_output_ids, with_cp)
+    @staticmethod
+    def make_block(before: int, after: int, stride: int, first: bool) -> nn.Module:
+        downsample = nn.Conv2d(before, after, 3, stride, 1) if first else None
+        return BasicBlock(before, after, stride=stride, downsample=downsample)
 
 
 @MODELS.register_module()
 class CustomResNet3D(StackedStages):
     """Residual encoder of volumes (B, C, Z, Y, X); arguments as :class:`StackedStages`."""
 
-    def __init__(
-        self,
-        numC_input: int,
-        num_layer: Sequence[int] = (2, 2, 2),
-        num_channels: Optional[Sequence[int]] = None,
-        stride: Sequence[int] = (2, 2, 2),
-        backbone_output_ids: Optional[Sequence[int]] = None,
-        with_cp: bool = False,
-    ) -> None:
-        super().__init__(numC_input, BasicBlock3D, num_layer, num_channels, stride, backbone_output_ids, with_cp)
+    @staticmethod
+    def make_block(before: int, after: int, stride: int, first: bool) -> nn.Module:
+        return BasicBlock3D(before, after, stride, first)
 
 
 class BasicBlock3D(nn.Module):

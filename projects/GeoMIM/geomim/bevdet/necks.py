@@ -9,21 +9,17 @@ from typing import List, Optional, Sequence
 
 import torch
 import torch.nn.functional as F
-from mmcv.cnn import ConvModule, build_norm_layer
+from mmcv.cnn import ConvModule
 from mmengine.model import BaseModule
 from mmengine.registry import MODELS
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from .backbones import conv_norm_3d
 
 
-def _conv_norm_relu(in_channels: int, channels: int, kernel_size: int, norm_cfg: dict) -> List[nn.Module]:
-    return [
-        nn.Conv2d(in_channels, channels, kernel_size, padding=kernel_size // 2, bias=False),
-        build_norm_layer(norm_cfg, channels, postfix=0)[1],
-        nn.ReLU(inplace=True),
-    ]
+def _conv_norm_relu(in_channels: int, channels: int) -> List[nn.Module]:
+    convolution = nn.Conv2d(in_channels, channels, 3, padding=1, bias=False)
+    return [convolution, nn.BatchNorm2d(channels), nn.ReLU(inplace=True)]
 
 
 def _upsample(scale_factor: float) -> nn.Upsample:
@@ -39,10 +35,7 @@ class FPN_LSS(BaseModule):
         out_channels: of the output.
         scale_factor: from the coarse to the fine map.
         input_feature_index: of the fine and the coarse map among the inputs.
-        norm_cfg: of the norms.
         extra_upsample: of the output over the fine map, ``None`` for an output on the fine map's cells.
-        lateral: channels of a 1 x 1 convolution for the fine map, ``None`` for none.
-        use_input_conv: start with a 1 x 1 convolution.
     """
 
     def __init__(
@@ -51,30 +44,17 @@ class FPN_LSS(BaseModule):
         out_channels: int,
         scale_factor: float = 4,
         input_feature_index: Sequence[int] = (0, 2),
-        norm_cfg: Optional[dict] = None,
         extra_upsample: Optional[float] = 2,
-        lateral: Optional[int] = None,
-        use_input_conv: bool = False,
     ) -> None:
         super().__init__()
-        norm_cfg = norm_cfg or dict(type='BN')
         self.fine, self.coarse = input_feature_index
         self.up = _upsample(scale_factor)
         inner = out_channels if extra_upsample is None else out_channels * 2
-        self.input_conv: Optional[nn.Module] = None
-        if use_input_conv:
-            self.input_conv = nn.Sequential(*_conv_norm_relu(in_channels, inner, 1, norm_cfg))
-            in_channels = inner
-        self.conv = nn.Sequential(
-            *_conv_norm_relu(in_channels, inner, 3, norm_cfg), *_conv_norm_relu(inner, inner, 3, norm_cfg)
-        )
+        self.conv = nn.Sequential(*_conv_norm_relu(in_channels, inner), *_conv_norm_relu(inner, inner))
         self.up2: Optional[nn.Module] = None
         if extra_upsample is not None:
-            layers = _conv_norm_relu(inner, out_channels, 3, norm_cfg)
+            layers = _conv_norm_relu(inner, out_channels)
             self.up2 = nn.Sequential(_upsample(extra_upsample), *layers, nn.Conv2d(out_channels, out_channels, 1))
-        self.lateral_conv: Optional[nn.Module] = None
-        if lateral is not None:
-            self.lateral_conv = nn.Sequential(*_conv_norm_relu(lateral, lateral, 1, norm_cfg))
 
     def forward(self, feats: Sequence[Tensor]) -> Tensor:
         """Maps (B, C_i, h_i, w_i) -> (B, out_channels, h, w)."""
@@ -84,12 +64,7 @@ class FPN_LSS(BaseModule):
                 f'FPN_LSS: map {self.coarse}, upsampled, has {tuple(coarse.shape[-2:])} cells, map {self.fine} has '
                 f'{tuple(fine.shape[-2:])}; sizes must be multiples of the coarsest stride, and scale_factor must fit'
             )
-        if self.lateral_conv is not None:
-            fine = self.lateral_conv(fine)
-        x = torch.cat([fine, coarse], dim=1)
-        if self.input_conv is not None:
-            x = self.input_conv(x)
-        x = self.conv(x)
+        x = self.conv(torch.cat([fine, coarse], dim=1))
         return x if self.up2 is None else self.up2(x)
 
 
@@ -101,9 +76,8 @@ class CustomFPN(BaseModule):
         in_channels: of the inputs, the finest first.
         out_channels: of the output.
         num_outs: accepted for BEVDet's configurations; one output is returned whatever it is.
-        start_level, end_level: the inputs used, ``end_level`` exclusive, -1 = to the last.
+        start_level: the first of the inputs used.
         out_ids: levels with an output convolution; the first is returned.
-        conv_cfg, norm_cfg, act_cfg, no_norm_on_lateral: of the convolutions.
 
     Raises:
         ValueError: levels that are no inputs.
@@ -115,29 +89,22 @@ class CustomFPN(BaseModule):
         out_channels: int,
         num_outs: int = 1,
         start_level: int = 0,
-        end_level: int = -1,
         out_ids: Sequence[int] = (0,),
-        conv_cfg: Optional[dict] = None,
-        norm_cfg: Optional[dict] = None,
-        act_cfg: Optional[dict] = None,
-        no_norm_on_lateral: bool = False,
     ) -> None:
         super().__init__(init_cfg=dict(type='Xavier', layer='Conv2d', distribution='uniform'))
-        levels = range(start_level, len(in_channels) if end_level == -1 else end_level)
-        if not levels or levels[-1] >= len(in_channels) or not out_ids or any(i not in levels for i in out_ids):
+        levels = range(start_level, len(in_channels))
+        if not levels or not out_ids or any(i not in levels for i in out_ids):
             raise ValueError(
                 f'CustomFPN: levels {list(levels)} and out_ids {list(out_ids)} do not fit {len(in_channels)} inputs; out_ids needs '
                 'at least one of the levels'
             )
         self.num_inputs, self.start_level = len(in_channels), start_level
         self.output = out_ids[0] - start_level
-        common = dict(conv_cfg=conv_cfg, act_cfg=act_cfg, inplace=False)
-        lateral_norm = None if no_norm_on_lateral else norm_cfg
         self.lateral_convs = nn.ModuleList(
-            ConvModule(in_channels[level], out_channels, 1, norm_cfg=lateral_norm, **common) for level in levels
+            ConvModule(in_channels[level], out_channels, 1, act_cfg=None) for level in levels
         )
         self.fpn_convs = nn.ModuleList(
-            ConvModule(out_channels, out_channels, 3, padding=1, norm_cfg=norm_cfg, **common) for _ in set(out_ids)
+            ConvModule(out_channels, out_channels, 3, padding=1, act_cfg=None) for _ in set(out_ids)
         )
 
     def forward(self, inputs: Sequence[Tensor]) -> Tensor:
@@ -158,21 +125,16 @@ class LSSFPN3D(BaseModule):
     Args:
         in_channels: of the three together.
         out_channels: of the output.
-        with_cp: recompute the convolution in the backward.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, with_cp: bool = False) -> None:
+    def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
         self.up1, self.up2 = (
             nn.Upsample(scale_factor=factor, mode='trilinear', align_corners=True) for factor in (2, 4)
         )
         self.conv = conv_norm_3d(in_channels, out_channels, 1, dict(type='ReLU', inplace=True), kernel_size=1)
-        self.with_cp = with_cp
 
     def forward(self, feats: Sequence[Tensor]) -> Tensor:
         """Volumes (B, C_i, Z / 2^i, Y / 2^i, X / 2^i) -> (B, out_channels, Z, Y, X)."""
         fine, middle, coarse = feats
-        x = torch.cat([fine, self.up1(middle), self.up2(coarse)], dim=1)
-        if self.with_cp and x.requires_grad:
-            return checkpoint(self.conv, x, use_reentrant=False)
-        return self.conv(x)
+        return self.conv(torch.cat([fine, self.up1(middle), self.up2(coarse)], dim=1))

@@ -50,7 +50,6 @@ class BEVDetCenterHead(CenterHead):
         tasks: a dict a task with ``class_names``; labels count through the tasks in order.
         bbox_coder: config of a ``CenterPointBBoxCoder``: cells to metres, score threshold, range of centres.
         common_heads: ``reg``, ``height``, ``dim``, ``rot`` and, to regress velocities, ``vel``, each (channels, convolutions).
-        task_specific: a loss for each part of the box and task (``task0.loss_xy``, ...); else ``loss_detection``, the sum of all.
         train_cfg, test_cfg: CenterHead's, with BEVDet's lists by task in ``nms_type``, ``nms_thr`` and ``nms_rescale_factor``.
         center_head: the other arguments of mmdet3d's CenterHead.
 
@@ -63,7 +62,6 @@ class BEVDetCenterHead(CenterHead):
         tasks: Sequence[Dict[str, Any]],
         bbox_coder: Dict[str, Any],
         common_heads: Dict[str, Sequence[int]],
-        task_specific: bool = True,
         train_cfg: Optional[Dict[str, Any]] = None,
         test_cfg: Optional[Dict[str, Any]] = None,
         **center_head: Any,
@@ -80,7 +78,6 @@ class BEVDetCenterHead(CenterHead):
             test_cfg=test_cfg,
             **deepcopy(center_head),
         )
-        self.task_specific = task_specific
         self.box_parts = tuple(part for part in _BOX_PARTS if part.branch in common_heads)
         self.target_config = self._target_config()
         self.decoder = self._decoder()
@@ -145,13 +142,13 @@ class BEVDetCenterHead(CenterHead):
             ValueError: targets whose raster is not that of the maps.
         """
         targets = CenterTargets(*self.get_targets(batch_gt_instances_3d))
-        factors = _averaging_factors(targets, self.task_specific)
+        factors = _averaging_factors(targets)
         losses: Dict[str, Tensor] = {}
         for task, (levels, *of_task) in enumerate(zip(preds_dicts, *targets)):
             maps = {name: at_least_float32(value) for name, value in levels[0].items()}
             for part, value in self._task_losses(maps, TaskTargets(*of_task), *factors[task]).items():
                 losses[f'task{task}.loss_{part}'] = value
-        return losses if self.task_specific else {'loss_detection': torch.stack(list(losses.values())).sum()}
+        return losses
 
     def predict_by_feat(
         self,
@@ -236,13 +233,13 @@ class BEVDetCenterHead(CenterHead):
         return decoder
 
 
-def _averaging_factors(targets: CenterTargets, task_specific: bool) -> Tensor:
+def _averaging_factors(targets: CenterTargets) -> Tensor:
     """(T, 2) peaks and boxes of each task: means over the ranks, in one reduction, with their floors."""
     counts = torch.stack(
         [torch.stack([heatmaps.eq(1).sum(), masks.sum()]) for heatmaps, masks in zip(targets.heatmaps, targets.masks)]
     ).float()
     counts = torch.maximum(reduce_mean(counts), counts.new_tensor([_FEWEST_PEAKS, _FEWEST_BOXES]))
-    return counts + counts.new_tensor([0.0, _COUNT_EPS]) if task_specific else counts
+    return counts + counts.new_tensor([0.0, _COUNT_EPS])
 
 
 def _check_tasks(tasks: Sequence[Dict[str, Any]]) -> None:

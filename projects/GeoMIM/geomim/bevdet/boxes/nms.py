@@ -8,64 +8,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, List, Mapping, Optional, Sequence, Tuple
 
-import numpy as np
 import torch
-from mmcv.ops import nms_rotated
+from mmdet3d.models.layers import circle_nms, nms_bev
+from mmdet3d.structures import xywhr2xyxyr
 from torch import Tensor
 
 NMS_TYPES = ('rotate', 'circle')
-
-
-def rotated_nms(
-    boxes: Tensor,
-    scores: Tensor,
-    threshold: float,
-    pre_max_size: Optional[int] = None,
-    post_max_size: Optional[int] = None,
-) -> Tensor:
-    """Indices (kept,) of the boxes that overlap no better one by more than ``threshold``, the best first.
-
-    Args:
-        boxes: (M, 5) x, y, sizes along the box's own x, y, yaw (counter-clockwise from x).
-        scores: (M,).
-        threshold: IoU.
-        pre_max_size: best boxes that take part; all if None.
-        post_max_size: most boxes that stay; any number if None.
-    """
-    order = scores.argsort(descending=True, stable=True)[:pre_max_size]
-    if len(order) == 0:
-        return order
-    kept = nms_rotated(boxes[order].contiguous(), scores[order].contiguous(), threshold)[1]
-    return order[kept][:post_max_size]
-
-
-def circle_nms(centres: Tensor, scores: Tensor, squared_distance: float, post_max_size: Optional[int] = None) -> Tensor:
-    """Indices (kept,) of the boxes whose centre is further from every better kept one than the distance, the best first.
-
-    Args:
-        centres: (M, 2) x, y.
-        scores: (M,).
-        squared_distance: square metres; CenterPoint's ``min_radius`` is compared with squares.
-        post_max_size: most boxes that stay; any number if None.
-    """
-    order = scores.argsort(descending=True, stable=True)
-    sorted_centres = centres[order]
-    near = ((sorted_centres[:, None] - sorted_centres[None]) ** 2).sum(-1) <= squared_distance
-    kept = _greedy(near.cpu().numpy(), post_max_size)
-    return order[torch.tensor(kept, dtype=torch.long, device=order.device)]
-
-
-def _greedy(near: np.ndarray, most: Optional[int]) -> List[int]:
-    """Rows of (M, M) that no kept row above them marks."""
-    suppressed = np.zeros(len(near), dtype=bool)
-    kept: List[int] = []
-    for row, neighbours in enumerate(near):
-        if most is not None and len(kept) >= most:
-            break
-        if not suppressed[row]:
-            kept.append(row)
-            suppressed |= neighbours
-    return kept
 
 
 @dataclass(frozen=True)
@@ -94,11 +42,15 @@ class TaskNMS:
             scores: (M,).
             labels: (M,) class within the task.
         """
+        if len(boxes) == 0:
+            return torch.zeros_like(labels, dtype=torch.long)
         if self.kind == 'circle':
-            return circle_nms(boxes[:, :2], scores, self.threshold, self.post_max_size)
+            places = torch.cat([boxes[:, :2], scores[:, None]], dim=1).detach().cpu().numpy()
+            kept = circle_nms(places, self.threshold, self.post_max_size or len(boxes))
+            return torch.tensor(kept, dtype=torch.long, device=boxes.device)
         scales = boxes.new_tensor(self.scales)[labels.long(), None]
         planar = torch.cat([boxes[:, :2], boxes[:, 3:5] * scales, boxes[:, 6:7]], dim=1)
-        return rotated_nms(planar, scores, self.threshold, self.pre_max_size, self.post_max_size)
+        return nms_bev(xywhr2xyxyr(planar), scores, self.threshold, self.pre_max_size, self.post_max_size)
 
 
 def nms_of_tasks(test_cfg: Mapping[str, Any], classes_per_task: Sequence[int]) -> Tuple[TaskNMS, ...]:

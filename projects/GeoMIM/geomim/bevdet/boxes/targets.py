@@ -138,11 +138,14 @@ def draw_gaussians(classes: Tensor, cells: Tensor, radii: Tensor, shape: Tuple[i
     heatmaps = torch.zeros(shape, device=cells.device)
     if len(cells) == 0:
         return heatmaps
+    # One window for all Gaussians, as wide as the widest: offsets (W * W,) from a centre, W = 2 * reach + 1
     reach = min(int(radii.max()), max(height, width))
     steps = torch.arange(-reach, reach + 1, device=cells.device)
     dy, dx = (steps.repeat_interleave(len(steps)), steps.repeat(len(steps)))
-    x, y = cells[:, :1] + dx, cells[:, 1:] + dy  # (M, window)
+    # Cells (M, W * W) of each window, and those of them within its own radius and on the map
+    x, y = cells[:, :1] + dx, cells[:, 1:] + dy
     drawn = (torch.maximum(dx.abs(), dy.abs()) <= radii[:, None]) & (x >= 0) & (x < width) & (y >= 0) & (y < height)
+    # Where Gaussians of one class meet, the largest value stays
     sigma = (2 * radii.double() + 1) / 6
     values = torch.exp(-(dx * dx + dy * dy).double() / (2 * sigma * sigma)[:, None]).float()
     places = (classes[:, None] * height + y) * width + x
@@ -165,23 +168,28 @@ def center_targets(boxes: Tensor, labels: Tensor, config: CenterTargetConfig) ->
         ValueError: boxes without the velocity that the configuration wants, or a class beyond the tasks.
     """
     _check(boxes, labels, config)
-    order = torch.argsort(labels, stable=True)  # a task's slots are filled class by class
+    # Boxes with a class, task by task and class by class; each with its task and its slot there, (M,)
+    order = torch.argsort(labels, stable=True)
     order = order[labels[order] >= 0]
     boxes, labels = boxes[order], labels[order].long()
     tasks, slots = _slots(labels, config.classes_per_task)
+    # Metres to cells of the heat maps: extents and centres (M, 2), and the whole cell that holds each centre
     voxel_size, lower = boxes.new_tensor(config.voxel_size), boxes.new_tensor(config.lower)
     extents = boxes[:, 3:5] / voxel_size / config.stride
     centres = (boxes[:, :2] - lower) / voxel_size / config.stride
     cells = centres.trunc()
+    # Boxes that can be learnt: a cell of the raster, an extent, a free slot
     inside = ((cells >= 0) & (cells < cells.new_tensor(config.shape))).all(1)
     used = inside & (extents > 0).all(1) & extents.isfinite().all(1) & (slots < config.max_objects)
 
     boxes, labels, tasks, slots = boxes[used], labels[used], tasks[used], slots[used]
     extents, centres, cells = extents[used], centres[used], cells[used].long()
+    # Heat maps (C, Y, X): the larger a box in the plane, the wider its Gaussian
     radii = gaussian_radius(extents[:, 1], extents[:, 0], config.gaussian_overlap).long().clamp(min=config.min_radius)
     size_x, size_y = config.shape
     heatmaps = draw_gaussians(labels, cells, radii, (config.num_classes, size_y, size_x))
 
+    # A row of R numbers, a cell and a mark for each box, at [task, slot] of (T, K)
     shape = (len(config.classes_per_task), config.max_objects)
     values = boxes.new_zeros((*shape, config.channels), dtype=torch.float32)
     indices = torch.zeros(shape, dtype=torch.long, device=boxes.device)

@@ -21,6 +21,7 @@ _POINT: Colour = (120, 120, 135)
 _MARK: Colour = (70, 70, 80)
 _NEAR = 0.2  # metres before a camera, where edges are cut off
 _SHIFT = 4  # bits of a fraction of a pixel
+_FARTHEST = 1e8  # pixels, which OpenCV's 32-bit integers still hold with the fraction
 _RING = 20.0  # metres between circles of equal distance
 # mmdet3d's corners: 0 to 3 behind, 4 to 7 ahead; of each four 0 and 3 at the bottom
 _EDGES = (
@@ -186,20 +187,9 @@ def _draw_edge(image: np.ndarray, start: np.ndarray, end: np.ndarray, colour: Co
 
 
 def _line(image: np.ndarray, start: np.ndarray, end: np.ndarray, colour: Colour) -> None:
-    """A line between pixels, columns first; the part outside the picture is cut off before OpenCV's integers overflow."""
-    low, high = 0.0, 1.0
-    for axis, limit in ((0, image.shape[1]), (1, image.shape[0])):
-        step = end[axis] - start[axis]
-        if abs(step) < 1e-9:
-            if not 0 <= start[axis] <= limit:
-                return
-            continue
-        bounds = sorted(((0 - start[axis]) / step, (limit - start[axis]) / step))
-        low, high = max(low, bounds[0]), min(high, bounds[1])
-    if low > high:
-        return
-    ends = [start + (end - start) * share for share in (low, high)]
-    first, second = (tuple(int(round((value - 0.5) * (1 << _SHIFT))) for value in pixel) for pixel in ends)
+    """A line between pixels, columns first; OpenCV cuts off what lies outside of the picture."""
+    places = np.clip([start, end], -_FARTHEST, _FARTHEST) - 0.5
+    first, second = (tuple(place) for place in np.round(places * (1 << _SHIFT)).astype(int).tolist())
     cv2.line(image, first, second, colour, 1, cv2.LINE_AA, _SHIFT)
 
 

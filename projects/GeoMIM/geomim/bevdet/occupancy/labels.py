@@ -41,6 +41,7 @@ OCCUPANCY_CLASSES = (
     'free',
 )
 FREE = len(OCCUPANCY_CLASSES) - 1
+STORED_VOXELS = (200, 200, 16)  # X, Y, Z of the files
 _MASKS = ('mask_lidar', 'mask_camera')
 _ARRAYS = ('semantics', *_MASKS)
 _DOWNLOAD = 'the folder gts of Occ3D-nuScenes belongs into the data folder (gts/SCENE/SAMPLE/labels.npz)'
@@ -55,7 +56,6 @@ class LoadOccupancyLabels(BaseTransform):
     Args:
         voxels: (X, Y, Z) wanted. Where they are fewer than the file's, by a whole factor an axis, a voxel gets the class that most of the
             occupied ones in it have (of equally many the first), 'free' where none is occupied, and counts as seen if any of them is.
-        stored_voxels: (X, Y, Z) of the files.
         backend_args: of ``mmengine.fileio``, for files that are not on a local disk.
 
     Writes:
@@ -68,15 +68,13 @@ class LoadOccupancyLabels(BaseTransform):
 
     def __init__(
         self,
-        voxels: Sequence[int] = (200, 200, 16),
-        stored_voxels: Sequence[int] = (200, 200, 16),
+        voxels: Sequence[int] = STORED_VOXELS,
         backend_args: Optional[Dict[str, Any]] = None,
     ) -> None:
-        self.voxels, self.stored_voxels = tuple(voxels), tuple(stored_voxels)
-        sizes = (self.voxels, self.stored_voxels)
-        if any(len(size) != 3 or min(size) < 1 for size in sizes) or any(b % a for a, b in zip(*sizes)):
+        self.voxels = tuple(voxels)
+        if len(self.voxels) != 3 or min(self.voxels) < 1 or any(b % a for a, b in zip(self.voxels, STORED_VOXELS)):
             raise ValueError(
-                f'LoadOccupancyLabels: voxels {self.voxels} (x, y, z) must be whole parts of the {self.stored_voxels} of the files'
+                f'LoadOccupancyLabels: voxels {self.voxels} (x, y, z) must be whole parts of the {STORED_VOXELS} of the files'
             )
         self.backend_args = backend_args
 
@@ -110,8 +108,8 @@ class LoadOccupancyLabels(BaseTransform):
         if absent:
             raise ValueError(f'{where} holds no {", ".join(absent)}, which Occ3D has beside {sorted(labels)}')
         for name, array in labels.items():
-            if array.shape != self.stored_voxels:
-                raise ValueError(f'{where}: {name} has shape {array.shape}, expected (X, Y, Z) = {self.stored_voxels}')
+            if array.shape != STORED_VOXELS:
+                raise ValueError(f'{where}: {name} has shape {array.shape}, expected (X, Y, Z) = {STORED_VOXELS}')
             most = FREE if name == 'semantics' else 1
             strange = array[~((array >= 0) & (array <= most))]
             if strange.size:
@@ -119,7 +117,7 @@ class LoadOccupancyLabels(BaseTransform):
                 raise ValueError(f'{where}: {name} holds {strange[0]}, expected {what}')
 
     def __repr__(self) -> str:
-        return f'{type(self).__name__}(voxels={self.voxels}, stored_voxels={self.stored_voxels})'
+        return f'{type(self).__name__}(voxels={self.voxels})'
 
 
 def _flipped_axes(results: Mapping[str, Any]) -> Tuple[int, ...]:

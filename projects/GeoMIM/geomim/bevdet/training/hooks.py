@@ -103,7 +103,8 @@ class SyncBNControlHook(SwitchHook):
             where = 'a CPU has no SyncBN' if _on_cpu(detector) else 'there is one process'
             runner.logger.info(f'SyncBNControlHook: {where}, batch statistics stay those of the process')
             return
-        count = synchronise_batch_norms(detector)
+        nn.SyncBatchNorm.convert_sync_batchnorm(detector)  # in place, since a detector is no norm itself
+        count = sum(isinstance(module, nn.SyncBatchNorm) for module in detector.modules())
         runner.logger.info(
             f'{count} batch normalisations take statistics over all GPUs from iteration {runner.iter} on'
         )
@@ -111,15 +112,3 @@ class SyncBNControlHook(SwitchHook):
 
 def _on_cpu(model: nn.Module) -> bool:
     return next(model.parameters()).device.type == 'cpu'
-
-
-def synchronise_batch_norms(model: nn.Module) -> int:
-    """Replace the batch normalisations inside ``model`` with SyncBN that shares their tensors; returns their number."""
-    count = 0
-    for name, child in list(model.named_children()):
-        if isinstance(child, nn.modules.batchnorm._BatchNorm) and not isinstance(child, nn.SyncBatchNorm):
-            setattr(model, name, nn.SyncBatchNorm.convert_sync_batchnorm(child))
-            count += 1
-        else:
-            count += synchronise_batch_norms(child)
-    return count

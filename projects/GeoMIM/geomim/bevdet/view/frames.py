@@ -150,23 +150,6 @@ class SurroundFrames:
             bev_aug=self.bev_aug,
         )
 
-    def check_finite(self, source: str = 'surround frames') -> None:
-        """Raise ``ValueError`` for a matrix that is not finite or, being a pose or an augmentation, not invertible.
-
-        Reads the values back: call it on the host, before the matrices move to a device.
-        """
-        for name in (*_MATRIX_SIDES, 'bev_aug'):
-            value = getattr(self, name)
-            bad = (~torch.isfinite(value)).nonzero()
-            if len(bad):
-                where = bad[0].tolist()
-                raise ValueError(f'{source}: {name}{where} is {value[tuple(where)].item()}, it must be finite')
-            singular = (torch.linalg.det(value.double()).abs() < 1e-12).nonzero()
-            if len(singular):
-                raise ValueError(
-                    f'{source}: {name}{singular[0].tolist()} is no invertible matrix; is the pose of this camera missing?'
-                )
-
 
 def _homogeneous(rotation: Tensor, translation: Optional[Tensor] = None) -> Tensor:
     """(..., 3, 3) and (..., 3) -> (..., 4, 4)."""

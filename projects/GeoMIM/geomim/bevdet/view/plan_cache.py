@@ -39,9 +39,6 @@ class PlanCache:
         self._plans.move_to_end(key)
         return self._plans[key]
 
-    def clear(self) -> None:
-        self._plans.clear()
-
     @staticmethod
     def _key(rig: CameraRig) -> Key:
         matrices = (rig.intrinsics, rig.cam2bev, rig.img_aug, rig.bev_aug)

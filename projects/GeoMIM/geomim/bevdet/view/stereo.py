@@ -54,16 +54,19 @@ def sampling_grid(pixels: Tensor, depths: Tensor, rig: CameraRig, current2older:
     """
     intrinsics, img_aug = rig.intrinsics.to(pixels.dtype), rig.img_aug.to(pixels.dtype)
     with full_precision(pixels):
+        # A pixel's ray at depth 1 and the shift of the camera, both in the older camera's homogeneous pixels: (B, N, h, w, 3), (B, N, 3)
         warp = intrinsics @ current2older[..., :3, :3] @ inverse(intrinsics)
         shift = torch.einsum('bnij,bnj->bni', intrinsics, current2older[..., :3, 3])
         rays = torch.einsum('bnij,bnhwj->bnhwi', warp, pixel_rays(pixels, rig))
         # The linear part of the augmentation moves in front of the division by z: a product a pixel, not one a pixel and depth.
         turned = torch.einsum('bnij,bnhwj->bnhwi', img_aug[..., :2, :2], rays[..., :2])
         moved = torch.einsum('bnij,bnj->bni', img_aug[..., :2, :2], shift[..., :2])
+    # Along the rays, (B, N, D, h, w): the depth in the older camera, and whether it is in front of it
     metres = depths[:, None, None]
     z = rays[:, :, None, ..., 2] * metres + shift[:, :, None, None, None, 2]
     seen = z >= _IN_FRONT
     z = torch.where(seen, z, torch.ones_like(z))
+    # Column and row there, over the depth, augmented, and scaled so that -1 and 1 are the first and the last pixel
     axes = []
     for axis, cells in enumerate((pixels.shape[1], pixels.shape[0])):
         place = (turned[:, :, None, ..., axis] * metres + moved[:, :, None, None, None, axis]) / z
@@ -86,6 +89,7 @@ def matching_cost(pair: StereoPair, grid: Tensor, bias: float) -> Tensor:
     """
     images, channels, height, width = pair.current.shape
     used = channels - channels % _CHANNEL_GROUP
+    # The older features where the current pixels appear: (M, used, d, h, w), zero where they are not seen
     warped = F.grid_sample(pair.older[:, :used], grid.to(pair.older.dtype), padding_mode='zeros', align_corners=True)
     warped = warped.view(images, used, -1, height, width)
     unseen = warped[:, used - _CHANNEL_GROUP] == 0
@@ -102,9 +106,11 @@ def matching_cost_by_pixel(pair: StereoPair, grid: Tensor, bias: float) -> Tenso
     part = max(1, _CACHED_SAMPLES // (depths * used))
     costs = []
     for current, older, places in zip(pair.current[:, :used], pair.older[:, :used], grid.to(pair.older.dtype)):
+        # Pixel by pixel: four rows of the older table and their weights for each depth, (h * w, d, 4)
         places = places.view(depths, height * width, 2).transpose(0, 1).contiguous()
         rows, weights = _bilinear_bags(places, height, width)
         table, pixels = older.flatten(1).t().contiguous(), current.flatten(1).t().contiguous()
+        # Some pixels at a time: older features (pixels, d, used), compared with the pixel's own (pixels, used)
         for pixel, row, weight in zip(pixels.split(part), rows.split(part), weights.split(part)):
             warped = F.embedding_bag(row.flatten(0, 1), table, mode='sum', per_sample_weights=weight.flatten(0, 1))
             warped = warped.view(-1, depths, used)
@@ -116,9 +122,11 @@ def matching_cost_by_pixel(pair: StereoPair, grid: Tensor, bias: float) -> Tenso
 
 def _bilinear_bags(places: Tensor, height: int, width: int) -> Tuple[Tensor, Tensor]:
     """Normalised coordinates (..., 2) -> rows of a table of height * width cells and their weights, (..., 4); 0 outside."""
+    # Cells with fractions; the cell at their upper left, and how far towards its neighbours
     column, row = (places[..., 0] + 1) * ((width - 1) / 2), (places[..., 1] + 1) * ((height - 1) / 2)
     left, top = column.floor(), row.floor()
     right_part, lower_part = column - left, row - top
+    # The four cells around, upper left, upper right, lower left, lower right: (..., 4)
     columns, rows = torch.stack([left, left + 1] * 2, dim=-1), torch.stack([top, top, top + 1, top + 1], dim=-1)
     across = torch.stack([1 - right_part, right_part] * 2, dim=-1)
     down = torch.stack([1 - lower_part] * 2 + [lower_part] * 2, dim=-1)

@@ -113,9 +113,11 @@ class LSSViewTransformer(BaseModule):
                 f'view transformer: features of {tuple(features.shape)}, expected (B, N, C, h, w) = {expected} for images of '
                 f'{self.input_size} pixels at {self.downsample} pixels a cell'
             )
+        # Lift: a distribution over the depths and a context for each feature cell, (M, D, h, w) and (M, C, h, w)
         lifted = self.lift(features.flatten(0, 1), rig, pair)
         depth = at_least_float32(lifted.logits).softmax(dim=1)
         weights = depth.detach() if self.detach_depth else depth
+        # Splat: context times weight, summed into the BEV cell that each of the M * D * h * w points falls into
         return BEVFeatures(self.splat(weights, lifted.context, self.plan(rig)), depth)
 
     def lift(self, features: Tensor, rig: CameraRig, pair: Optional[StereoPair]) -> DepthAndContext:
@@ -139,11 +141,14 @@ class LSSViewTransformer(BaseModule):
     def splat(self, depth: Tensor, context: Tensor, plan: PoolPlan) -> Tensor:
         """Depth (M, D, h, w) and context (M, C, h, w) -> BEV features, float32: sums, or means with ``average``."""
         grid = self.grid
+        # A row for each feature cell: context (M * h * w, C), weights (M * h * w, D)
         rows = at_least_float32(context.permute(0, 2, 3, 1).flatten(0, 2))
         weights = depth.permute(0, 2, 3, 1).flatten(0, 2)
         if self.average:
             rows = torch.cat([rows, torch.ones_like(rows[:, :1])], dim=1)
-        pooled = bev_pool(weights, rows, plan)
+        pooled = bev_pool(
+            weights, rows, plan
+        )  # (B * Z * Y * X, C), with average one more column for the weights' own sum
         if self.average:
             pooled = pooled[:, :-1] / pooled[:, -1:].clamp(min=1)
         cells = pooled.view(-1, grid.num_z, grid.num_y, grid.num_x, self.out_channels)
