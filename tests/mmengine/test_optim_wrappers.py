@@ -22,7 +22,7 @@ from mmengine.registry import OPTIM_WRAPPERS
 from mmengine.runner import Runner
 from torch import Tensor, nn
 
-from geomim.mmdet3d import optim_wrappers
+from geomim.mmengine import optim_wrappers
 
 NAN = float('nan')
 BATCHES = [torch.randn(4, 3, generator=torch.Generator().manual_seed(i)) for i in range(8)]

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import random
 from contextlib import contextmanager
-from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple
 
@@ -18,11 +17,10 @@ from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
-from torch import Tensor, nn
+from torch import nn
 
+from ..adapter.step import PretrainBatch
 from ..checkpoints.loading import check_encoder_layouts, write_encoders
-from ..method.camera import CameraRig
-from ..method.depth import depth_maps
 from ..teachers.guard import TeacherGuard
 from .pictures import PanelConfig, reconstruction_panel
 
@@ -54,18 +52,6 @@ def left_as_found(model: nn.Module) -> Iterator[None]:
         np.random.set_state(states[1])
 
 
-def first_samples(inputs: Dict[str, Any], count: int) -> Dict[str, Any]:
-    """Preprocessed inputs (tensors and lists along samples, a ``CameraRig``) cut to the first ``count`` samples."""
-    cut: Dict[str, Any] = {}
-    for name, value in inputs.items():
-        if isinstance(value, CameraRig):
-            matrices = {field.name: getattr(value, field.name) for field in fields(value) if field.name != 'names'}
-            cut[name] = replace(value, **{key: matrix[:count] for key, matrix in matrices.items()})
-        else:
-            cut[name] = value[:count] if isinstance(value, (Tensor, list, tuple)) else value
-    return cut
-
-
 @HOOKS.register_module()
 class ReconstructionPicturesHook(Hook):
     """Hands pictures of the reconstruction to the Runner's visualizer, whose backends write PNG or TensorBoard files.
@@ -92,7 +78,7 @@ class ReconstructionPicturesHook(Hook):
         if samples not in ('current', 'first'):
             raise ValueError(f"ReconstructionPicturesHook: samples must be 'current' or 'first', got {samples!r}")
         self.interval, self.num_samples, self.samples, self.width = interval, num_samples, samples, width
-        self._kept: Optional[Dict[str, Any]] = None
+        self._kept: Optional[PretrainBatch] = None
 
     @master_only
     def after_train_iter(
@@ -111,25 +97,16 @@ class ReconstructionPicturesHook(Hook):
             if due:
                 self._draw(runner, model, kept)
 
-    def _prepare(self, model: nn.Module, data_batch: Any) -> Dict[str, Any]:
-        data = model.data_preprocessor(data_batch, False)
-        data_samples = data.get('data_samples')
-        return {
-            'inputs': first_samples(data['inputs'], self.num_samples),
-            'data_samples': data_samples[: self.num_samples] if data_samples is not None else None,
-        }
+    def _prepare(self, model: nn.Module, data_batch: Any) -> PretrainBatch:
+        return PretrainBatch(**model.data_preprocessor(data_batch, False)['inputs']).first(self.num_samples)
 
-    def _draw(self, runner: Runner, model: nn.Module, batch: Dict[str, Any]) -> None:
-        output = model(**batch, mode='tensor')
-        images, rig = batch['inputs']['images'], batch['inputs']['rig']
-        depth_map = batch['inputs'].get('depth_map')
-        if depth_map is None:
-            depth_map = depth_maps(batch['inputs']['points'], rig, tuple(images.shape[-2:]))
+    def _draw(self, runner: Runner, model: nn.Module, batch: PretrainBatch) -> None:
+        output = model(vars(batch), mode='tensor')
         view = model.student.config.view_transform
         statistics = _pixel_statistics(model.data_preprocessor)
         config = PanelConfig(view.depth_bins, view.stride, view.output_grid, width=self.width, **statistics)
-        for sample in range(images.shape[0]):
-            panel = reconstruction_panel(output, images, rig, depth_map, config, sample)
+        for sample in range(batch.rig.batch_size):
+            panel = reconstruction_panel(output, batch.images, batch.rig, config, sample)
             runner.visualizer.add_image(f'reconstruction_{sample}', panel, runner.iter + 1)
 
 
