@@ -142,7 +142,7 @@ def test_data_fit_the_model(name: str) -> None:
     assert offsets == [frames] * 3
     egos = {str(of_type(steps, 'BoxesToKeyEgo').get('ego_camera')) for steps in pipelines(config)}
     assert len(egos) == 1
-    assert any(step['type'] == 'KeyFrameDepthMaps' for step in pipelines(config)[0]) == model.uses_depth_labels
+    assert any(step['type'] == 'LoadPointsFromFile' for step in pipelines(config)[0]) == model.uses_depth_labels
     classes = [name for task in config.model.pts_bbox_head.tasks for name in task.class_names]
     assert classes == list(config.class_names) == list(config.val_dataloader.dataset.metainfo.classes)
 

@@ -15,6 +15,8 @@ from mmdet3d.registry import MODELS as HOST_MODELS
 from mmengine.registry import MODELS
 from torch import Tensor
 
+from ..method.camera import CameraRig
+from ..method.depth import depth_maps
 from ..method.lift_splat import BEVFeatures
 from .backbones import check_stereo_backbone, first_stage
 from .view.frames import SurroundFrames
@@ -94,8 +96,8 @@ class BEVDet(Base3DDetector):
         """Losses of the heads and, where the detector learns depth, ``loss_depth``.
 
         Args:
-            batch_inputs_dict: the tensors of :class:`SurroundFrames` by name, and ``depth_map`` (B, N, H, W), metres, 0 = none, for the
-                detectors that learn depth.
+            batch_inputs_dict: the tensors of :class:`SurroundFrames` by name, and what :meth:`measured_depth` takes for the detectors
+                that learn depth.
             batch_data_samples: B ``Det3DDataSample`` with ``gt_instances_3d`` in the augmented key ego frame for the boxes, ``gt_bev_map``
                 for the map.
 
@@ -164,11 +166,31 @@ class BEVDet(Base3DDetector):
     def depth_losses(self, inputs: Mapping[str, Tensor], depth: Tensor) -> Dict[str, Tensor]:
         if not self.uses_depth_labels:
             return {}
-        if 'depth_map' not in inputs:
+        return {'loss_depth': self.img_view_transformer.depth_loss(self.measured_depth(inputs), depth)}
+
+    def measured_depth(self, inputs: Mapping[str, Any]) -> Tensor:
+        """(B, N, H, W) metres, 0 = none, of the key frame.
+
+        Args:
+            inputs: with ``depth_map``, which is returned, or with ``points``, B (M, >= 3) in the LiDAR frame, and ``cam2lidar``
+                (B, N, 4, 4), at their own time stamps. Of several points in a pixel the nearest within the depth bins counts, as in
+                BEVDepth.
+
+        Raises:
+            ValueError: neither is there.
+        """
+        if 'depth_map' in inputs:
+            return inputs['depth_map']
+        if 'points' not in inputs or 'cam2lidar' not in inputs:
             raise ValueError(
-                f'{type(self).__name__} learns depth and needs depth_map (B, N, H, W) in metres among its inputs'
+                f'{type(self).__name__} learns depth and needs depth_map (B, N, H, W) in metres, or points and cam2lidar, among its '
+                'inputs; LoadPointsFromFile in the pipeline brings points'
             )
-        return {'loss_depth': self.img_view_transformer.depth_loss(inputs['depth_map'], depth)}
+        view = self.img_view_transformer
+        key = [inputs[name][:, 0] for name in ('intrinsics', 'sensor2ego')]
+        rig = CameraRig.create(*key, inputs['cam2lidar'], inputs['img_aug'][:, 0])
+        bounds = (view.depth_bins.lower, view.depth_bins.upper)
+        return depth_maps(inputs['points'], rig, view.input_size, 'nearest', bounds)
 
     def _heads(self) -> List[torch.nn.Module]:
         heads = [getattr(self, name) for name in ('pts_bbox_head', 'map_head') if hasattr(self, name)]
