@@ -1,7 +1,7 @@
 # A light pillar encoder on the paper's raster, to try the code without spconv or a checkpoint: maps (B, 256, Y, X) of
 # 180 x 180. It gives each 0.6 m pillar random, fixed features of its points. Pretrain with a trained detector.
 teacher = dict(
-    type='LidarTeacher',
+    type='GeoMIMLidarTeacher',
     detector=dict(
         type='CenterPoint',
         data_preprocessor=dict(

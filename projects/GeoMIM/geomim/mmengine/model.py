@@ -31,7 +31,7 @@ class GeoMIMPretrainer(BaseModel):
 
     Args:
         student: the student's sizes, see :func:`geomim.method.config.config_from_dict`.
-        teacher: config of a module that turns point clouds into BEV maps (``LidarTeacher``, ``GivenBEVTeacher``).
+        teacher: config of a module that turns point clouds into BEV maps (``GeoMIMLidarTeacher``, ``GivenBEVTeacher``).
         init_from: MixMAE or pretraining checkpoint that starts the student; random weights if None.
         mask_seed: the masks are a function of this seed, the iteration and, unless ``masks_per_rank`` is False, the rank.
         sync_bn: batch statistics of the view transformation over all GPUs, as in the reference; needs CUDA and several ranks.
