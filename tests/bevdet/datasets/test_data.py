@@ -200,7 +200,7 @@ def test_batches_are_stacked_and_normalised(packed: List[Dict[str, Any]]) -> Non
     shapes = {key: tuple(value.shape) for key, value in batch['inputs'].items()}
     assert shapes == {
         'images': (2, 3, 6, 3, 128, 224),
-        'sensor2ego': (2, 3, 6, 4, 4),
+        'cam2ego': (2, 3, 6, 4, 4),
         'ego2global': (2, 3, 6, 4, 4),
         'intrinsics': (2, 3, 6, 3, 3),
         'img_aug': (2, 3, 6, 4, 4),
@@ -253,7 +253,7 @@ def spoil(tensor: torch.Tensor) -> torch.Tensor:
         ),
         (edit('depth_map', lambda maps: maps[:, :64]), r'depth_map has shape \(6, 64, 224\), expected \(6, 128, 224\)'),
         (edit('img_aug', spoil), r'sample \w+: img_aug\[0, 0, 1, 1\] is nan'),
-        (lambda batch: batch['inputs'].pop('sensor2ego'), 'no sensor2ego among the inputs'),
+        (lambda batch: batch['inputs'].pop('cam2ego'), 'no cam2ego among the inputs'),
         (lambda batch: batch['inputs'].update(radar=[0, 0]), "unknown input 'radar'"),
         (with_points(torch.zeros(0, 3)), r'sample \w+, .*pcd.bin: the point cloud is empty'),
         (with_points(torch.full((2, 3), float('nan'))), r'sample \w+, .*pcd.bin: 2 of 2 points are not finite'),

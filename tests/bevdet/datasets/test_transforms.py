@@ -88,7 +88,7 @@ def pixels(packed: Dict[str, Any], points: torch.Tensor) -> Tuple[torch.Tensor, 
     given = {key: value.double() for key, value in packed['inputs'].items()}
     bev = given['bev_aug']
     key_ego = (points.double() - bev[:3, 3]) @ torch.inverse(bev[:3, :3]).T
-    to_camera = torch.inverse(given['ego2global'] @ given['sensor2ego'])
+    to_camera = torch.inverse(given['ego2global'] @ given['cam2ego'])
     local = key_ego @ to_camera[..., :3, :3].transpose(-1, -2) + to_camera[..., None, :3, 3]
     projected = local @ given['intrinsics'].transpose(-1, -2)
     uv = projected[..., :2] / projected[..., 2:]
@@ -327,7 +327,7 @@ def test_a_worker_and_the_detector_give_the_same_depth_labels(
     on_device = BEVDet.measured_depth(detector, made)
     assert int((on_device > 0).sum()) > 1000
     assert torch.equal(on_device, BEVDet.measured_depth(detector, given))
-    names = ('intrinsics', 'sensor2ego', 'img_aug')
+    names = ('intrinsics', 'cam2ego', 'img_aug')
     intrinsics, cam2ego, img_aug = (made[name][:1, 0] for name in names)
     rig = CameraRig.create(intrinsics, cam2ego, made['cam2lidar'][:1], img_aug)
     np.testing.assert_array_equal(on_device[0].numpy(), plain_depth_maps(points, rig, (128, 224)))

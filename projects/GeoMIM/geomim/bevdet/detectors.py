@@ -145,7 +145,7 @@ class BEVDet(Base3DDetector):
 
     def lift_frames(self, frames: SurroundFrames) -> Tuple[Tensor, Tensor]:
         """All frames, aligned and side by side: BEV features (B, C, Y, X), and the key frame's depth (M, D, h, w)."""
-        rig = frames.rig(0, frames.sensor2key())
+        rig = frames.rig(0, frames.cam2key())
         lifted = self.img_view_transformer(self.encode_images(frames.images[:, 0]).neck, rig)
         return lifted.bev, lifted.depth
 
@@ -187,7 +187,7 @@ class BEVDet(Base3DDetector):
                 'inputs; LoadPointsFromFile in the pipeline brings points'
             )
         view = self.img_view_transformer
-        key = [inputs[name][:, 0] for name in ('intrinsics', 'sensor2ego')]
+        key = [inputs[name][:, 0] for name in ('intrinsics', 'cam2ego')]
         rig = CameraRig.create(*key, inputs['cam2lidar'], inputs['img_aug'][:, 0])
         bounds = (view.depth_bins.lower, view.depth_bins.upper)
         return depth_maps(inputs['points'], rig, view.input_size, 'nearest', bounds)
@@ -244,45 +244,43 @@ class BEVDet4D(BEVDet):
         return self.num_adj + 1 + self.extra_frames
 
     def lift_frames(self, frames: SurroundFrames) -> Tuple[Tensor, Tensor]:
-        sensor2key = frames.sensor2key()
+        cam2key = frames.cam2key()
         order = [frame for frame in self._in_order(self.num_frames) if frame == 0 or self.with_prev]
         lifted: Dict[int, BEVFeatures] = {}
         stereo: Optional[Tensor] = None
         for frame in order:
             with torch.set_grad_enabled(torch.is_grad_enabled() and frame == 0):
-                result, stereo = self.lift_frame(frames, sensor2key, frame, stereo)
+                result, stereo = self.lift_frame(frames, cam2key, frame, stereo)
             if result is not None:
                 lifted[frame] = result
-        return self._side_by_side(lifted, frames, sensor2key), lifted[0].depth
+        return self._side_by_side(lifted, frames, cam2key), lifted[0].depth
 
-    def lift_frame(
-        self, frames: SurroundFrames, sensor2key: Tensor, frame: int, stereo: Optional[Tensor]
-    ) -> LiftedFrame:
+    def lift_frame(self, frames: SurroundFrames, cam2key: Tensor, frame: int, stereo: Optional[Tensor]) -> LiftedFrame:
         """One frame to BEV. ``stereo`` is the feature that the frame lifted before left behind."""
         features = self.encode_images(frames.images[:, frame])
-        return LiftedFrame(self._to_bev(features.neck, frames, sensor2key, frame), None)
+        return LiftedFrame(self._to_bev(features.neck, frames, cam2key, frame), None)
 
     def _to_bev(
         self,
         features: Tensor,
         frames: SurroundFrames,
-        sensor2key: Tensor,
+        cam2key: Tensor,
         frame: int,
         pair: Optional[StereoPair] = None,
     ) -> BEVFeatures:
         placed = 0 if self.align_after_view_transfromation else frame
-        lifted = self.img_view_transformer(features, frames.rig(frame, sensor2key, placed), pair)
+        lifted = self.img_view_transformer(features, frames.rig(frame, cam2key, placed), pair)
         if hasattr(self, 'pre_process_net'):
             lifted = lifted._replace(bev=self.pre_process_net(lifted.bev)[0])
         return lifted
 
-    def _side_by_side(self, lifted: Mapping[int, BEVFeatures], frames: SurroundFrames, sensor2key: Tensor) -> Tensor:
+    def _side_by_side(self, lifted: Mapping[int, BEVFeatures], frames: SurroundFrames, cam2key: Tensor) -> Tensor:
         maps: List[Tensor] = []
         for frame in self._in_order(self.num_adj + 1):
             if frame not in lifted:
                 maps.append(torch.zeros_like(lifted[0].bev))
             elif frame and self.align_after_view_transfromation:
-                motion = ego_motion(sensor2key[:, 0, 0], sensor2key[:, frame, 0], frames.bev_aug)
+                motion = ego_motion(cam2key[:, 0, 0], cam2key[:, frame, 0], frames.bev_aug)
                 maps.append(shift_feature(lifted[frame].bev, motion, self.img_view_transformer.grid))
             else:
                 maps.append(lifted[frame].bev)
@@ -316,17 +314,15 @@ class BEVStereo4D(BEVDepth4D):
         super().__init__(**options)
         check_stereo_backbone(self.img_backbone)
 
-    def lift_frame(
-        self, frames: SurroundFrames, sensor2key: Tensor, frame: int, stereo: Optional[Tensor]
-    ) -> LiftedFrame:
+    def lift_frame(self, frames: SurroundFrames, cam2key: Tensor, frame: int, stereo: Optional[Tensor]) -> LiftedFrame:
         images = frames.images[:, frame]
         if frame == self.num_frames - 1:
             return LiftedFrame(None, first_stage(self.img_backbone, images.flatten(0, 1)))
         features = self.encode_images(images, stereo=True)
         pair = None
         if stereo is not None:
-            pair = StereoPair(features.stereo, stereo, frames.sensor2older()[:, frame])
-        return LiftedFrame(self._to_bev(features.neck, frames, sensor2key, frame, pair), features.stereo)
+            pair = StereoPair(features.stereo, stereo, frames.cam2older()[:, frame])
+        return LiftedFrame(self._to_bev(features.neck, frames, cam2key, frame, pair), features.stereo)
 
 
 def _head_config(head: Config, train_cfg: Optional[Config], test_cfg: Optional[Config]) -> Dict[str, Any]:

@@ -17,7 +17,7 @@ from ...mmengine.rig import sample_name
 
 # Last dimensions of each input; F and N come from the images
 _TAILS: Dict[str, Tuple[int, ...]] = {
-    'sensor2ego': (4, 4),
+    'cam2ego': (4, 4),
     'ego2global': (4, 4),
     'intrinsics': (3, 3),
     'img_aug': (4, 4),
@@ -44,7 +44,7 @@ class BEVDetDataPreprocessor(GeoMIMDataPreprocessor):
             training: not used; nothing here is random.
 
         Returns:
-            ``inputs``: images (B, F, N, 3, H, W) float32, normalised; sensor2ego, ego2global, img_aug (B, F, N, 4, 4),
+            ``inputs``: images (B, F, N, 3, H, W) float32, normalised; cam2ego, ego2global, img_aug (B, F, N, 4, 4),
             intrinsics (B, F, N, 3, 3), bev_aug (B, 4, 4), and, if there were any, depth_map (B, N, H, W) metres, points, B
             (M, 3), and cam2lidar (B, N, 4, 4), float32.
             ``data_samples``: on the device.

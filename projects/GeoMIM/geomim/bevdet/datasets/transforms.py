@@ -189,7 +189,7 @@ class PackBEVDetInputs(Pack3DDetInputs):
         gt_occupancy and gt_bev_map into ``data_samples``, if there are such labels.
 
     Returns (``inputs``):
-        images (F, N, 3, H, W) uint8 BGR; sensor2ego, ego2global, img_aug (F, N, 4, 4), intrinsics (F, N, 3, 3), bev_aug
+        images (F, N, 3, H, W) uint8 BGR; cam2ego, ego2global, img_aug (F, N, 4, 4), intrinsics (F, N, 3, 3), bev_aug
         (4, 4), float32; of the key frame, for depth labels, if there are any, depth_map (N, H, W), or points (M, 3) as
         loaded, in the LiDAR frame, and cam2lidar (N, 4, 4), float32. The common frame that ``ego2global`` leads to is the
         key ego frame, for the sake of float32.
@@ -221,7 +221,7 @@ class PackBEVDetInputs(Pack3DDetInputs):
         images = np.stack([np.stack(frame['img']) for frame in frames])  # F, N, H, W, 3
         inputs = {
             'images': torch.from_numpy(np.ascontiguousarray(images.transpose(0, 1, 4, 2, 3))),
-            'sensor2ego': _stacked(frames, 'cam2ego'),
+            'cam2ego': _stacked(frames, 'cam2ego'),
             'ego2global': torch.from_numpy(frame_poses(frames)).float(),
             'intrinsics': _stacked(frames, 'cam2img'),
             'img_aug': _stacked(frames, 'img_aug_matrix'),
