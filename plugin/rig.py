@@ -75,8 +75,8 @@ def cameras_to_lidar(sensor2egos: Tensor, ego2globals: Tensor, lidar2key: Tensor
     """(B, N, 4, 4) in float64: each camera, by the ego pose of its own moment, to the LiDAR, by way of the first camera's
     ego frame."""
     to_global = ego2globals.double()
-    key2lidar = inverse(lidar2key.double())[:, None]
-    return key2lidar @ inverse(to_global[:, :1]) @ to_global @ sensor2egos.double()
+    lidar2global = to_global[:, :1] @ lidar2key.double()[:, None]
+    return inverse(lidar2global) @ to_global @ sensor2egos.double()
 
 
 def _homogeneous(rotation: Tensor, translation: Tensor) -> Tensor:
