@@ -68,7 +68,7 @@ def make_inputs(arguments: argparse.Namespace) -> Dict[str, Tensor]:
     still = torch.eye(4, device=arguments.device)
     return dict(
         images=images.to(arguments.device),
-        sensor2ego=rig.cam2ego[:, None],
+        cam2ego=rig.cam2ego[:, None],
         ego2global=still.expand(1, 1, 6, 4, 4),
         intrinsics=rig.intrinsics[:, None],
         img_aug=rig.img_aug[:, None],

@@ -20,6 +20,7 @@ from mmengine.dataset import pseudo_collate
 from mmengine.registry import init_default_scope
 from torch import Tensor
 
+from geomim.adapter.step import PretrainBatch
 from geomim.checkpoints.files import atomic_path
 from geomim.method.depth import depth_labels
 from geomim.method.target import normalise_patches
@@ -67,7 +68,7 @@ def frames(model: Any, dataset: Any, limit: int) -> Iterator[Dict[str, Any]]:
 def labels_of(model: Any, inputs: Dict[str, Any]) -> Tuple[Tensor, Tensor]:
     """Depth bins (N, h, w), -1 for none, and their distances (N, h, w), metres, of a frame."""
     view = model.student.config.view_transform
-    labels = depth_labels(inputs['depth_map'], view.depth_bins, view.stride).view(-1, *view.feature_size)
+    labels = depth_labels(PretrainBatch(**inputs).measured_depth(), view.depth_bins, view.stride)[0]
     return labels, view.depth_bins.values()[labels.clamp(min=0)]
 
 

@@ -5,14 +5,12 @@ The model is a detector with a core ``GeoMIM`` as ``.student`` and a ``.teacher`
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any, Iterable, Mapping, Optional, Sequence
+from typing import Any, Iterable, Mapping
 
 from mmcv.runner import Hook, master_only
 from torch import nn
 
-from ..checkpoints.loading import check_encoder_layouts, write_encoders
-from ..teachers.guard import TeacherGuard
+from ..adapter.hooks import ExportsEncoder, GuardsTeacher
 from .host import HOOKS, unwrapped
 
 
@@ -33,47 +31,25 @@ def pretraining_model(runner: Any, owner: str) -> nn.Module:
 
 
 @HOOKS.register_module()
-class GeoMIMTeacherGuardHook(Hook):
-    """Makes sure that the teacher is frozen, stays as it was loaded, and gives the raster of the student.
-
-    Args:
-        interval: iterations between comparisons of the teacher's weights, None for the end of every epoch only.
-
-    Raises:
-        RuntimeError: a teacher that trains, or whose weights have changed; names the module or tensor.
-        ValueError: a teacher's record that does not fit the student's grid.
-    """
-
-    def __init__(self, interval: Optional[int] = None) -> None:
-        if interval is not None and interval < 1:
-            raise ValueError(f'GeoMIMTeacherGuardHook: interval must be at least 1 iteration, got {interval}')
-        self.interval = interval
-        self._guard: Optional[TeacherGuard] = None
+class GeoMIMTeacherGuardHook(GuardsTeacher, Hook):
+    """Checks and arguments are those of :class:`geomim.adapter.hooks.GuardsTeacher`."""
 
     def before_run(self, runner: Any) -> None:
-        """Check mode, gradients, optimizer and record; remember the weights."""
-        model = pretraining_model(runner, type(self).__name__)
-        self._guard = TeacherGuard(model.teacher)
-        self._guard.check_mode()
-        self._guard.check_frozen(_param_groups(runner.optimizer))
-        student = model.student.config
-        model.teacher.record.check_student(student.view_transform.output_grid, student.target.channels)
+        """Check everything; remember the weights."""
+        self.start_guarding(pretraining_model(runner, type(self).__name__), _param_groups(runner.optimizer))
 
     def before_train_iter(self, runner: Any) -> None:
         """Check the mode at an epoch's start: the runner has just called ``model.train()``."""
-        due = runner.inner_iter == 0 or (self.interval is not None and runner.iter % self.interval == 0)
-        if due and self._guard is not None:
-            self._guard.check_mode()
+        self.check_mode(runner.inner_iter == 0, runner.iter)
 
     def after_train_iter(self, runner: Any) -> None:
         """Compare the weights, if an interval is set."""
-        if self._guard is not None and self.interval is not None and self.every_n_iters(runner, self.interval):
-            self._guard.check_unchanged()
+        if self.interval is not None and self.every_n_iters(runner, self.interval):
+            self.check_unchanged()
 
     def after_epoch(self, runner: Any) -> None:
         """Compare the weights with those at the start."""
-        if self._guard is not None:
-            self._guard.check_unchanged()
+        self.check_unchanged()
 
 
 def _param_groups(optimizer: Any) -> Iterable[Mapping[str, Any]]:
@@ -83,24 +59,8 @@ def _param_groups(optimizer: Any) -> Iterable[Mapping[str, Any]]:
 
 
 @HOOKS.register_module()
-class GeoMIMEncoderExportHook(Hook):
-    """Writes the student's encoder in the layouts that finetuning loads, into the run's working directory.
-
-    Args:
-        filename: a layout's name goes before its suffix: ``encoder.pth`` becomes ``encoder_bevdet.pth``.
-        layouts: names that ``geomim.checkpoints.loading.export_encoder`` knows.
-        every_epoch: also after every epoch, over the same files.
-
-    Raises:
-        ValueError: no layout, or one that is not known.
-        RuntimeError: a model without a student, before training.
-    """
-
-    def __init__(
-        self, filename: str = 'encoder.pth', layouts: Sequence[str] = ('bevdet', 'mmdet'), every_epoch: bool = False
-    ) -> None:
-        self.filename, self.every_epoch = filename, every_epoch
-        self.layouts = check_encoder_layouts(layouts, type(self).__name__)
+class GeoMIMEncoderExportHook(ExportsEncoder, Hook):
+    """Files and arguments are those of :class:`geomim.adapter.hooks.ExportsEncoder`."""
 
     def before_run(self, runner: Any) -> None:
         """Refuse a model that has nothing to export."""
@@ -119,5 +79,4 @@ class GeoMIMEncoderExportHook(Hook):
 
     def _write(self, runner: Any) -> None:
         student = pretraining_model(runner, type(self).__name__).student
-        for layout, path in write_encoders(student, Path(runner.work_dir) / self.filename, self.layouts).items():
-            runner.logger.info(f'encoder for finetuning ({layout} layout): {path}')
+        self.export(student, runner.work_dir, runner.logger.info)

@@ -14,9 +14,10 @@ from torch import Tensor
 
 from ..adapter.measures import measure
 from ..adapter.seeds import mask_generator
+from ..adapter.step import PretrainBatch, pretrain_step
 from ..checkpoints.loading import load_pretrained
 from ..method.config import config_from_dict
-from ..method.depth import check_points, depth_maps
+from ..method.depth import check_cloud
 from ..method.pretrainer import GeoMIM, PretrainOutput
 from .host import DETECTORS, get_dist_info, run_logger
 from .rig import STEP, read_img_inputs
@@ -95,24 +96,19 @@ class GeoMIMPretrainer(BaseDetector):
         Raises:
             ValueError: entries that are absent or do not fit.
         """
-        result = self.run_student(self._inputs(img_inputs, points, data), self._mask_generator())
+        result = self.run_student(self._batch(img_inputs, points, data), self._mask_generator())
         return dict(loss_reconstruction=result.reconstruction_loss, loss_depth=result.depth_loss)
 
     def simple_test(self, img_inputs: Sequence[Tensor], points: Any = None, **data: Any) -> List[Dict[str, float]]:
         """Figures of each sample, see :func:`geomim.adapter.measures.measure`; arguments as :meth:`forward_train`."""
-        inputs = self._inputs(img_inputs, points, data)
-        result = self.run_student(inputs, torch.Generator().manual_seed(EVALUATION_SEED))
-        figures = measure(inputs, result, self.student)
+        batch = self._batch(img_inputs, points, data)
+        result = self.run_student(batch, torch.Generator().manual_seed(EVALUATION_SEED))
+        figures = measure(result)
         return [{name: float(values[index]) for name, values in figures.items()} for index in range(len(result.target))]
 
-    def run_student(self, inputs: Dict[str, Any], generator: Optional[torch.Generator] = None) -> PretrainOutput:
-        """One pass over images, rig, points and depth_map, with masks drawn from ``generator``."""
-        target_bev = self.teacher(inputs['points'])
-        depth = inputs['depth_map']
-        if depth is None:
-            depth = depth_maps(inputs['points'], inputs['rig'], self.student.config.view_transform.image_size)
-        masks = self.student.draw_masks(inputs['images'].device, generator)
-        return self.student(inputs['images'], inputs['rig'], target_bev, depth, masks)
+    def run_student(self, batch: PretrainBatch, generator: Optional[torch.Generator] = None) -> PretrainOutput:
+        """One pass, with masks drawn from ``generator``."""
+        return pretrain_step(batch, self.student, self.teacher, generator)
 
     def extract_feat(self, imgs: Tensor) -> Any:
         """Encoder maps of images (B, 3, H, W), without masks."""
@@ -127,7 +123,7 @@ class GeoMIMPretrainer(BaseDetector):
             return None
         return mask_generator(self.mask_seed, self.iteration, get_dist_info()[0] if self.masks_per_rank else 0)
 
-    def _inputs(self, img_inputs: Sequence[Tensor], points: Any, data: Dict[str, Any]) -> Dict[str, Any]:
+    def _batch(self, img_inputs: Sequence[Tensor], points: Any, data: Dict[str, Any]) -> PretrainBatch:
         if points is None:
             raise ValueError(
                 'GeoMIMPretrainer: no points, from which the teacher makes the target: the pipeline needs LoadPointsFromFile and '
@@ -137,8 +133,8 @@ class GeoMIMPretrainer(BaseDetector):
         if len(points) != len(images):
             raise ValueError(f'GeoMIMPretrainer: {len(points)} point clouds for {len(images)} samples of images')
         for sample, cloud in enumerate(points):
-            check_points(cloud, f'points of sample {sample}')
-        return dict(images=images, rig=rig, points=points, depth_map=data.get('gt_depth'))
+            check_cloud(cloud, f'points of sample {sample}')
+        return PretrainBatch(images, rig, points, data.get('gt_depth'))
 
 
 def _is_wrapped(name: str, value: Any) -> bool:

@@ -5,7 +5,7 @@ Shape legend: B samples, N cameras, T frames (the key frame first), n = N * T, H
 
 from __future__ import annotations
 
-from typing import Any, Mapping, NamedTuple, Sequence, Tuple
+from typing import Any, NamedTuple, Sequence, Tuple
 
 import torch
 from torch import Tensor
@@ -39,7 +39,7 @@ def read_img_inputs(img_inputs: Sequence[Any], lidar2key: Any, num_cams: int) ->
         num_cams: N.
 
     Raises:
-        ValueError: an entry that is absent, of another shape, or not finite; names it.
+        ValueError: an entry that is absent or of another shape; names it. Values are looked at in the step, on the host.
     """
     if not isinstance(img_inputs, (list, tuple)) or len(img_inputs) != 7:
         got = len(img_inputs) if isinstance(img_inputs, (list, tuple)) else type(img_inputs).__name__
@@ -58,8 +58,6 @@ def read_img_inputs(img_inputs: Sequence[Any], lidar2key: Any, num_cams: int) ->
             "and 'points' among the keys of Collect3D"
         )
     _check_shape('lidar2key', lidar2key, (batch, 4, 4))
-    names = ('imgs', *(name for name, _ in _ENTRIES), 'bda', 'lidar2key')
-    _check_values(dict(zip(names, (images, *matrices, bda, lidar2key))))
     sensor2egos, ego2globals, intrins, post_rots, post_trans = (value[:, :num_cams] for value in matrices)
     return SurroundInputs(
         images.unflatten(1, (num_cams, count // num_cams))[:, :, 0] if count > num_cams else images,
@@ -77,8 +75,8 @@ def cameras_to_lidar(sensor2egos: Tensor, ego2globals: Tensor, lidar2key: Tensor
     """(B, N, 4, 4) in float64: each camera, by the ego pose of its own moment, to the LiDAR, by way of the first camera's
     ego frame."""
     to_global = ego2globals.double()
-    key2lidar = inverse(lidar2key.double())[:, None]
-    return key2lidar @ inverse(to_global[:, :1]) @ to_global @ sensor2egos.double()
+    lidar2global = to_global[:, :1] @ lidar2key.double()[:, None]
+    return inverse(lidar2global) @ to_global @ sensor2egos.double()
 
 
 def _homogeneous(rotation: Tensor, translation: Tensor) -> Tensor:
@@ -108,20 +106,28 @@ def _check_shape(name: str, value: Tensor, shape: Tuple[int, ...]) -> None:
         raise ValueError(f'img_inputs: {name} has shape {tuple(value.shape)}, expected {shape}')
 
 
-def _check_values(entries: Mapping[str, Tensor]) -> None:
-    """Raise ``ValueError`` for a value that is not finite or a focal length that is not positive; waits for the device once."""
-    focal = entries['intrins'][..., (0, 1), (0, 1)]
-    sound = torch.stack([*(torch.isfinite(value).all() for value in entries.values()), (focal > 0).all()]).tolist()
-    for (name, value), fine in zip(entries.items(), sound):
-        if not fine:
-            place = torch.nonzero(~torch.isfinite(value))[0].tolist()
+def check_values(img_inputs: Sequence[Any], lidar2key: Tensor, source: str) -> None:
+    """Raise ``ValueError`` for a value that is not finite or a focal length that is not positive.
+
+    Args:
+        img_inputs: the 7 entries of one sample, as of :func:`read_img_inputs` without B; on the host, for values are read back.
+        lidar2key: (4, 4).
+        source: how messages call the sample.
+    """
+    names = ('imgs', *(name for name, _ in _ENTRIES), 'bda', 'lidar2key')
+    entries = dict(zip(names, map(torch.as_tensor, (*img_inputs, lidar2key))))
+    for name, value in entries.items():
+        bad = ~torch.isfinite(value)
+        if bool(bad.any()):
+            place = torch.nonzero(bad)[0].tolist()
             raise ValueError(
-                f'img_inputs: {name} has values that are not finite, the first, {value[tuple(place)].item()}, at {place}: '
+                f'{source}: {name} has values that are not finite, the first, {value[tuple(place)].item()}, at {place}: '
                 'look at what the loader read there'
             )
-    if not sound[-1]:
-        place = torch.nonzero(focal <= 0)[0].tolist()
+    focal = entries['intrins'][..., (0, 1), (0, 1)]
+    bad = focal <= 0
+    if bool(bad.any()):
+        image, axis = torch.nonzero(bad)[0].tolist()
         raise ValueError(
-            f'img_inputs: intrins has a focal length of {focal[tuple(place)].item()} pixels in sample {place[0]}, image '
-            f'{place[1]}; it must be positive'
+            f'{source}: intrins has a focal length of {focal[image, axis].item()} pixels in image {image}; it must be positive'
         )

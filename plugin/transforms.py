@@ -11,7 +11,9 @@ import numpy as np
 import torch
 from pyquaternion import Quaternion
 
+from ..method.depth import check_points
 from .host import PIPELINES
+from .rig import check_values
 
 
 def pose(rotation: Any, translation: Any) -> np.ndarray:
@@ -45,14 +47,15 @@ def lidar_to_key(info: Mapping[str, Any], camera: str) -> np.ndarray:
 
 @PIPELINES.register_module()
 class GeoMIMLidarFrame:
-    """Carries where the LiDAR is, and moves the points by the BEV augmentation of the images.
+    """Carries where the LiDAR is, moves the points by the BEV augmentation of the images, and checks what it sees.
 
     Adds ``lidar2key`` (4, 4) float32: LiDAR to the ego frame of the first camera of ``img_inputs``. Replaces ``points`` with
     augmented ones; the teacher's frame is the LiDAR's, with the same augmentation as the student's. Stands behind
     LoadAnnotationsBEVDepth, and behind steps that project points into the images (PointToMultiViewDepth).
 
     Raises:
-        ValueError: steps or entries that are missing before it.
+        ValueError: steps or entries that are missing before it; an empty cloud, or points, images or geometry that are not
+            finite.
     """
 
     def __call__(self, results: Dict[str, Any]) -> Dict[str, Any]:
@@ -72,6 +75,9 @@ class GeoMIMLidarFrame:
             )
         camera = str(results['cam_names'][0])
         results['lidar2key'] = torch.from_numpy(lidar_to_key(results['curr'], camera)).float()
+        source = f'sample {results["curr"].get("token", "without a token")}'
+        check_values(results['img_inputs'], results['lidar2key'], f'{source}: img_inputs')
+        check_points(results['points'].tensor, f'{source}: points')
         points, bda = results['points'], torch.as_tensor(results['img_inputs'][6])[:3, :3]
         moved = points.tensor.clone()
         moved[:, :3] = moved[:, :3] @ bda.to(moved).T

@@ -43,17 +43,18 @@ geomim_points = dict(type='LoadPointsFromFile', coord_type='LIDAR', load_dim=5, 
 geomim_sweeps = dict(
     type='LoadPointsFromMultiSweeps', sweeps_num=9, use_dim=[0, 1, 2, 3, 4], pad_empty_sweeps=True, remove_close=True
 )
+# The model projects the points on its device. A pipeline of its own can do it in the workers: this step before the next one, and
+# 'gt_depth' among the keys of Collect3D. Of several points in a pixel, this step takes the nearest, the model the last.
 geomim_depth = dict(type='PointToMultiViewDepth', downsample=1, grid_config=dict(depth=[1.0, 60.0, 1.0]))
 geomim_frame = dict(type='GeoMIMLidarFrame')
 geomim_range = dict(type='PointsRangeFilter', point_cloud_range=geomim_point_range)
 geomim_format = dict(type='DefaultFormatBundle3D', class_names=geomim_class_names)
-geomim_collect = dict(type='Collect3D', keys=['img_inputs', 'points', 'lidar2key', 'gt_depth'])
+geomim_collect = dict(type='Collect3D', keys=['img_inputs', 'points', 'lidar2key'])
 geomim_pipeline = [
     geomim_images,
     geomim_annotate,
     geomim_points,
     geomim_sweeps,
-    geomim_depth,
     geomim_frame,
     geomim_range,
     dict(type='PointShuffle'),

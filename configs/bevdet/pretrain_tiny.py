@@ -62,7 +62,6 @@ geomim_pipeline = [
     {{_base_.geomim_annotate}},
     {{_base_.geomim_points}},
     {{_base_.geomim_sweeps}},
-    {{_base_.geomim_depth}},
     {{_base_.geomim_frame}},
     {{_base_.geomim_range}},
     dict(type='PointShuffle'),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import sys
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Optional
+from typing import Any, Callable, Dict, List, Optional, Union
 
 import pytest
 import torch
@@ -33,16 +33,15 @@ if importlib.util.find_spec('mmdet3d'):  # `import micro_detector`, in tests as 
 def make_pipeline(
     frames: int = 1,
     training: bool = True,
-    depth: bool = True,
+    depth: Union[bool, str] = True,
     ego_camera: Optional[str] = None,
     data_config: Optional[Dict[str, Any]] = None,
 ) -> List[Dict[str, Any]]:
-    """The steps up to packing, without filters of boxes."""
+    """The steps up to packing, without filters of boxes; with ``depth='points'`` the detector makes the depth maps."""
     config = data_config or DATA_CONFIG
-    points = [
-        dict(type='LoadPointsFromFile', coord_type='LIDAR', load_dim=5, use_dim=5),
-        dict(type='KeyFrameDepthMaps', depth_range=(1.0, 60.0)),
-    ]
+    points = [dict(type='LoadPointsFromFile', coord_type='LIDAR', load_dim=5, use_dim=5)]
+    if depth != 'points':
+        points.append(dict(type='KeyFrameDepthMaps', depth_range=(1.0, 60.0)))
     return [
         dict(type='LoadSurroundFrames', data_config=config, num_frames=frames),
         dict(type='SurroundFramesAug', data_config=config, training=training),

@@ -84,7 +84,7 @@ def make_inputs(make_rig: Any) -> Any:
         bev_aug[:, :3, 3] = 0
         return dict(
             images=torch.randn(batch, frames, cams, 3, *SIZE),
-            sensor2ego=rig.cam2bev[:, None].repeat(1, frames, 1, 1, 1),
+            cam2ego=rig.cam2bev[:, None].repeat(1, frames, 1, 1, 1),
             ego2global=ego,
             intrinsics=rig.intrinsics[:, None].repeat(1, frames, 1, 1, 1),
             img_aug=rig.img_aug[:, None].repeat(1, frames, 1, 1, 1),
@@ -263,8 +263,8 @@ def test_inputs_that_do_not_fit(make_inputs: Any) -> None:
     inputs = make_inputs(2)
     with pytest.raises(ValueError, match='needs depth_map'):
         model.loss(without(inputs, 'depth_map'), make_samples(1))
-    with pytest.raises(ValueError, match='sensor2ego missing'):
-        model.loss(without(inputs, 'sensor2ego'), make_samples(1))
+    with pytest.raises(ValueError, match='cam2ego missing'):
+        model.loss(without(inputs, 'cam2ego'), make_samples(1))
     with pytest.raises(ValueError, match=r'ego2global has shape \(1, 2, 1, 4, 4\)'):
         model.loss({**inputs, 'ego2global': inputs['ego2global'][:, :, :1]}, make_samples(1))
     with pytest.raises(ValueError, match='depth map of'):

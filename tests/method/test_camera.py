@@ -23,6 +23,8 @@ def test_inverse_equals_torch_inverse() -> None:
 def test_lidar_to_image_projects_a_point_as_the_pinhole_formula_does(make_rig: MakeRig) -> None:
     rig = make_rig(batch=2, cams=5, dtype=torch.float64)
     point = torch.tensor([4.0, -3.0, 0.5, 1.0], dtype=torch.float64)
+    mirror = torch.diag(torch.tensor([1.1, -1.1, 1.1, 1.0], dtype=torch.float64)).repeat(2, 1, 1)
+    mirror[:, :3, 3] = torch.tensor([0.3, -0.2, 0.1])
     for b in range(2):
         for n in range(5):
             pose, k = rig.cam2bev[b, n], rig.intrinsics[b, n]
@@ -31,6 +33,8 @@ def test_lidar_to_image_projects_a_point_as_the_pinhole_formula_does(make_rig: M
             v = k[1, 1].item() * y + k[1, 2].item() * z
             expected = torch.tensor([u, v, z, 1.0], dtype=torch.float64)
             torch.testing.assert_close(rig.bev2img[b, n] @ point, expected)
+            flipped = replace(rig, bev_aug=mirror)  # the same place, named in the frame behind the augmentation
+            torch.testing.assert_close(flipped.bev2img[b, n] @ (mirror[b] @ point), expected)
 
 
 def test_ring_rig_looks_outward(make_rig: MakeRig) -> None:
@@ -38,7 +42,7 @@ def test_ring_rig_looks_outward(make_rig: MakeRig) -> None:
     for n in range(6):
         yaw = 2 * math.pi * n / 6 + 0.07
         point = torch.tensor([10 * math.cos(yaw), 10 * math.sin(yaw), 0.0, 1.0], dtype=torch.float64)
-        depths = (rig.bev2cam[0] @ point)[:, 2]
+        depths = (torch.inverse(rig.cam2bev[0]) @ point)[:, 2]
         assert int(depths.argmax()) == n
         determinant = torch.det(rig.cam2bev[0, n, :3, :3])
         torch.testing.assert_close(determinant, torch.ones_like(determinant))

@@ -29,8 +29,15 @@ def solve(matrix: Tensor, right: Tensor) -> Tensor:
     return torch.linalg.solve(matrix, right)
 
 
-def looped_depth_map(points: Tensor, rig: CameraRig, sample: int, size: Tuple[int, int]) -> Tensor:
-    """METHOD 2.5 and 4 for one point after the other; a later point overwrites an earlier one in its pixel."""
+def looped_depth_map(
+    points: Tensor,
+    rig: CameraRig,
+    sample: int,
+    size: Tuple[int, int],
+    rule: str = 'last',
+    depth_range: Tuple[float, float] = (0.0, math.inf),
+) -> Tensor:
+    """METHOD 2.5 and 4 for one point after the other; a later or a nearer point overwrites what its pixel holds."""
     maps = torch.zeros(rig.num_cams, *size, dtype=torch.float64)
     for n in range(rig.num_cams):
         for point in points:
@@ -43,23 +50,29 @@ def looped_depth_map(points: Tensor, rig: CameraRig, sample: int, size: Tuple[in
             a = rig.img_aug[sample, n]
             u, v = (a[:2, :2] @ pixel + a[:2, 3]).tolist()
             if 0 <= u < size[1] and 0 <= v < size[0]:
-                maps[n, int(math.floor(v)), int(math.floor(u))] = camera[2]
+                pixel = (n, int(math.floor(v)), int(math.floor(u)))
+                if not depth_range[0] <= camera[2] < depth_range[1]:
+                    continue
+                if rule == 'last' or maps[pixel] == 0 or camera[2] < maps[pixel]:
+                    maps[pixel] = camera[2]
     return maps
 
 
+@pytest.mark.parametrize('options', [(), ('last', (3.0, 12.0)), ('nearest',), ('nearest', (3.0, 12.0))])
 @pytest.mark.parametrize('augmented', [False, True])
-def test_depth_maps_equal_a_loop_over_points(make_rig: MakeRig, augmented: bool) -> None:
+def test_depth_maps_equal_a_loop_over_points(make_rig: MakeRig, augmented: bool, options: Any) -> None:
     rig = make_rig(batch=2, cams=3, augmented=augmented, dtype=torch.float64)
     clouds = [cloud(120, 1), cloud(90, 2)]
-    maps = depth_maps(clouds, rig, SIZE)
+    clouds[0] = torch.cat([clouds[0], clouds[0].flip(0) * 1.01])
+    maps = depth_maps(clouds, rig, SIZE, *options)
     assert maps.shape == (2, 3, *SIZE)
     for sample in range(2):
-        expected = looped_depth_map(clouds[sample], rig, sample, SIZE)
+        expected = looped_depth_map(clouds[sample], rig, sample, SIZE, *options)
         assert int((expected > 0).sum()) > 10
         torch.testing.assert_close(maps[sample], expected)
 
 
-def test_of_several_points_in_a_pixel_the_last_counts(make_rig: MakeRig) -> None:
+def test_of_several_points_in_a_pixel_the_last_or_the_nearest_counts(make_rig: MakeRig) -> None:
     rig = make_rig(cams=2, dtype=torch.float64)
     ahead = rig.cam2bev[0, 0, :3, 2]
     points = rig.cam2bev[0, 0, :3, 3] + torch.tensor([[4.0], [9.0], [2.0], [6.0]], dtype=torch.float64) * ahead
@@ -67,6 +80,12 @@ def test_of_several_points_in_a_pixel_the_last_counts(make_rig: MakeRig) -> None
         maps = depth_maps([points[order]], rig, SIZE)[0, 0]
         assert int((maps > 0).sum()) == 1
         assert float(maps.max()) == pytest.approx(winner)
+        assert float(depth_maps([points[order]], rig, SIZE, 'nearest').max()) == pytest.approx(
+            2.0 if 2 in order else 4.0
+        )
+        assert float(depth_maps([points[order]], rig, SIZE, 'nearest', (2.5, 60.0)).max()) == pytest.approx(4.0)
+    with pytest.raises(ValueError, match="rule must be 'last' or 'nearest', got 'first'"):
+        depth_maps([points], rig, SIZE, 'first')
 
 
 def test_points_behind_or_in_the_image_plane_leave_no_trace(make_rig: MakeRig) -> None:

@@ -136,7 +136,6 @@ def test_a_camera_of_other_optics_moves_its_own_rays_only(make_rig: Make, model:
     assert not torch.allclose(before[:, 2], after[:, 2])
     # the lifted points, seen by the cameras they were lifted from, are the feature cells' pixels and the bins' depths
     homogeneous = torch.cat([after, torch.ones_like(after[..., :1])], -1)
-    homogeneous = torch.einsum('bij,bnhwdj->bnhwdi', torch.linalg.inv(other.bev_aug), homogeneous)
     seen = torch.einsum('bnij,bnhwdj->bnhwdi', other.bev2img, homogeneous)
     pixels = torch.stack([seen[..., 0] / seen[..., 2], seen[..., 1] / seen[..., 2], torch.ones_like(seen[..., 2])], -1)
     augmentation = torch.cat([other.img_aug[..., :2, :2], other.img_aug[..., :2, 3:]], dim=-1)

@@ -16,6 +16,10 @@ import pytest
 import torch
 
 pytest.importorskip('mmdet3d')
+
+from geomim.method.depth import depth_maps
+from geomim.mmengine.rig import build_rig
+
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 ENVIRONMENT = {**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONWARNINGS': 'ignore'}
@@ -85,8 +89,8 @@ def test_a_sample_has_the_cameras_in_the_order_of_the_configuration(five_world: 
     assert tuple(sample['inputs']['img'].shape) == (3, 3, 64, 96)
     black = [int((image.sum(0) == 0).all(1).sum()) for image in sample['inputs']['img']]
     assert black == [20, 1, 20]
-    assert tuple(sample['inputs']['depth_map'].shape) == (3, 64, 96)
-    for name, depth in zip(order, sample['inputs']['depth_map']):
+    maps = depth_maps([sample['inputs']['points']], build_rig([meta]), (64, 96))[0]
+    for name, depth in zip(order, maps):
         assert int((depth > 0).sum()) > 20, name
 
 

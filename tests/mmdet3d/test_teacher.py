@@ -66,7 +66,7 @@ def test_an_object_lights_up_its_cell_in_every_configured_teacher(path):
 def test_configs_define_a_teacher_and_nothing_else(path):
     config = Config.fromfile(path)
     assert list(config.keys()) == ['teacher']
-    assert config.teacher.type == 'LidarTeacher'
+    assert config.teacher.type == 'GeoMIMLidarTeacher'
     assert config.teacher.checkpoint is None
 
 

@@ -12,7 +12,9 @@ import torch
 from mmdet3d.registry import DATASETS
 from mmdet3d.structures import LiDARInstance3DBoxes, LiDARPoints
 from mmdet3d.utils import register_all_modules
+from mmengine.dataset import pseudo_collate
 
+from geomim.adapter.step import PretrainBatch
 from geomim.method.depth import project_points
 from geomim.mmdet3d.loading import CheckPointCloud, LoadCameraRig
 from geomim.mmdet3d.transforms import (
@@ -21,6 +23,7 @@ from geomim.mmdet3d.transforms import (
     PointsToDepthMap,
     SurroundImageAug,
 )
+from geomim.mmengine.preprocessor import GeoMIMDataPreprocessor
 from geomim.mmengine.rig import build_rig
 
 NAMES = ['CAM_A', 'CAM_B', 'CAM_C']
@@ -152,9 +155,24 @@ def test_bad_point_cloud_is_named(bad: Any, message: str) -> None:
         results['points'] = LiDARPoints(torch.zeros(0, 5), points_dim=5)
     else:
         results['points'].tensor[3, 1] = bad
-    for transform in (CheckPointCloud(), PointsToDepthMap(), PackGeoMIMInputs(keys=('points',))):
-        with pytest.raises(ValueError, match=message):
-            transform.transform(dict(results))
+    with pytest.raises(ValueError, match=message):
+        CheckPointCloud().transform(dict(results))
+    packed = PackGeoMIMInputs().transform(dict(results))  # without that step the model's door names it
+    with pytest.raises(ValueError, match=message):
+        GeoMIMDataPreprocessor()(pseudo_collate([packed]))
+
+
+@pytest.mark.parametrize('seed', range(2))
+def test_depth_maps_of_a_worker_and_of_the_model_are_the_same(seed: int) -> None:
+    np.random.seed(seed)
+    results = SurroundImageAug((64, 96), resize=(0.6, 0.9)).transform(make_results(num_points=3000))
+    results = BEVFlip(1.0, 1.0).transform(results)
+    worker = PackGeoMIMInputs().transform(PointsToDepthMap().transform(dict(results)))
+    bare = PackGeoMIMInputs().transform(dict(results))
+    assert 'depth_map' not in bare['inputs']
+    given, made = (GeoMIMDataPreprocessor()(pseudo_collate([sample, sample]))['inputs'] for sample in (worker, bare))
+    assert int((given['depth_map'] > 0).sum()) > 100
+    assert torch.equal(PretrainBatch(**made).measured_depth(), given['depth_map'])
 
 
 def test_packing_keeps_inputs_and_geometry() -> None:
@@ -173,8 +191,8 @@ def test_packing_keeps_inputs_and_geometry() -> None:
 
 
 def test_packing_names_what_is_absent() -> None:
-    with pytest.raises(ValueError, match='written depth_map'):
-        PackGeoMIMInputs().transform(make_results())
+    with pytest.raises(ValueError, match='written points'):
+        PackGeoMIMInputs().transform({key: value for key, value in make_results().items() if key != 'points'})
 
 
 @pytest.mark.parametrize('scope', ['mmdet3d', 'mmdet', 'mmengine'])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Dict, List, Optional
 
 import cv2
@@ -11,11 +12,12 @@ import numpy as np
 import pytest
 import torch
 from mmengine.hooks import Hook
-from mmengine.registry import MODELS
+from mmengine.registry import HOOKS, MODELS
 from mmengine.runner import Runner
 from mmengine.structures import BaseDataElement
 from torch import Tensor, nn
 
+import geomim.mmdet3d
 from geomim import BEVGrid, SwinConfig, SwinEncoder
 from geomim.checkpoints.loading import load_encoder
 from geomim.mmdet3d import EncoderExportHook, ReconstructionPicturesHook, TeacherGuardHook
@@ -330,3 +332,25 @@ def test_the_exported_encoder_loads_safely_and_holds_the_trained_weights(tmp_pat
 def test_an_export_of_nothing_is_refused() -> None:
     with pytest.raises(ValueError, match='layouts is empty'):
         EncoderExportHook(layouts=())
+
+
+@pytest.mark.parametrize('name', ['TeacherGuardHook', 'EncoderExportHook', 'LidarTeacher'])
+def test_former_names_stay_beside_those_that_all_hosts_share(name: str) -> None:
+    """Configs and scripts that were written with the former ones go on."""
+    registry = MODELS if name == 'LidarTeacher' else HOOKS
+    assert registry.get(name) is registry.get(f'GeoMIM{name}')
+    assert getattr(geomim.mmdet3d, name) is getattr(geomim.mmdet3d, f'GeoMIM{name}') is registry.get(name)
+
+
+def test_the_seed_hook_of_all_hosts_seeds_epochs_and_iterations() -> None:
+    runner = SimpleNamespace(train_loop=SimpleNamespace(_max_epochs=3, max_epochs=3), epoch=2, iter=7, seed=5)
+    drawn = {}
+    for kind, hooks in (('one', ['GeoMIMSeedHook']), ('two', ['EpochSeedHook', 'IterationSeedHook'])):
+        built = [HOOKS.build({'type': hook}) for hook in hooks]
+        for hook in built:
+            hook.before_train_epoch(runner)
+        drawn[kind] = [random.random(), np.random.rand(), float(torch.rand(()))]
+        for hook in built:
+            hook.before_train_iter(runner, 0)
+        drawn[kind].append(float(torch.rand(())))
+    assert drawn['one'] == drawn['two']

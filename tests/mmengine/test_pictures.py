@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from geomim import BEVGrid, CameraRig, DepthBins, PretrainOutput
+from geomim.method.depth import depth_labels
 from geomim.mmengine.pictures import (
     HIDDEN_GREY,
     NO_DEPTH_GREY,
@@ -49,11 +50,11 @@ def make_pass(cams: int = 3, batch: int = 2, copies: int = 2, size: tuple = (64,
         masks[index % copies].view(-1)[index] = 0
     depth = tuple(rand(batch * cams, BINS.count, size[0] // 16, size[1] // 16).softmax(1) for _ in range(copies))
     zero = torch.zeros(())
-    output = PretrainOutput(zero, zero, tuple(predictions), target, (), depth, masks, (zero,) * copies)
+    labels = torch.randint(-1, BINS.count, (batch, cams, size[0] // 16, size[1] // 16), generator=generator)
+    output = PretrainOutput(zero, zero, tuple(predictions), target, (), depth, masks, (zero,) * copies, labels)
     eye = torch.eye(4).expand(batch, cams, 4, 4)
     rig = CameraRig.create(eye[..., :3, :3], eye, eye, names=[f'CAM_{i}' for i in range(cams)])
-    depth_map = torch.rand(batch, cams, *size, generator=generator) * 12 * (rand(batch, cams, *size) > 1)
-    return output, rand(batch, cams, 3, *size), rig, depth_map, PanelConfig(BINS, 16, make_grid(axis_order), width=600)
+    return output, rand(batch, cams, 3, *size), rig, PanelConfig(BINS, 16, make_grid(axis_order), width=600)
 
 
 @pytest.mark.parametrize('axis_order', ['xy', 'yx'])
@@ -70,9 +71,9 @@ def test_front_left_is_at_the_top_left(axis_order: str) -> None:
 def test_both_axis_orders_give_the_same_picture() -> None:
     panels = [reconstruction_panel(*make_pass(axis_order=order)) for order in ('xy', 'yx')]
     assert np.array_equal(*panels)
-    output, images, rig, depth_map, _ = make_pass(axis_order='xy')
+    output, images, rig, _ = make_pass(axis_order='xy')
     mislabelled = PanelConfig(BINS, 16, make_grid('yx'), width=600)
-    assert not np.array_equal(panels[0], reconstruction_panel(output, images, rig, depth_map, mislabelled))
+    assert not np.array_equal(panels[0], reconstruction_panel(output, images, rig, mislabelled))
 
 
 def test_unknown_axis_order_is_refused() -> None:
@@ -104,7 +105,7 @@ def test_a_certain_prediction_and_its_label_have_the_same_colour() -> None:
     depth_map[0, 4, 5] = 7.0  # farther in the same cell: the nearest counts
     probabilities = torch.zeros(1, BINS.count, 2, 1)
     probabilities[:, 3] = 1
-    predicted, labels = expected_depth(probabilities, BINS), label_depth(depth_map, BINS, 16)
+    predicted, labels = expected_depth(probabilities, BINS), label_depth(depth_labels(depth_map, BINS, 16), BINS)
     assert predicted[0, 0, 0] == labels[0, 0, 0] == 4.5
     assert np.isnan(labels[0, 1, 0])
     colours, measured = colour_depth(predicted[0], BINS), colour_depth(labels[0], BINS)
@@ -167,36 +168,38 @@ def test_an_object_in_a_flat_target_stays_visible() -> None:
     ('cams', 'copies', 'size'), [(1, 2, (64, 96)), (6, 2, (32, 64)), (7, 3, (64, 96)), (5, 2, (416, 704))]
 )
 def test_any_rig_gives_a_panel_of_the_width(cams: int, copies: int, size: tuple) -> None:
-    output, images, rig, depth_map, config = make_pass(cams, 2, copies, size)
-    panel = reconstruction_panel(output, images, rig, depth_map, config, sample=1)
+    output, images, rig, config = make_pass(cams, 2, copies, size)
+    panel = reconstruction_panel(output, images, rig, config, sample=1)
     assert panel.dtype == np.uint8
     assert panel.shape[1:] == (600, 3)
     assert panel.std() > 20
-    assert not np.array_equal(panel, reconstruction_panel(output, images, rig, depth_map, config, sample=0))
+    assert not np.array_equal(panel, reconstruction_panel(output, images, rig, config, sample=0))
 
 
 def test_each_camera_and_copy_reaches_the_panel() -> None:
-    output, images, rig, depth_map, config = make_pass(cams=7, copies=3)
-    before = reconstruction_panel(output, images, rig, depth_map, config)
+    output, images, rig, config = make_pass(cams=7, copies=3)
+    before = reconstruction_panel(output, images, rig, config)
     for cam in range(7):
         changed = images.clone()
         changed[0, cam] += 2
-        assert not np.array_equal(before, reconstruction_panel(output, changed, rig, depth_map, config))
+        assert not np.array_equal(before, reconstruction_panel(output, changed, rig, config))
     for copy in range(3):
         output.predictions[copy][0] += 1
-        after = reconstruction_panel(output, images, rig, depth_map, config)
+        after = reconstruction_panel(output, images, rig, config)
         assert not np.array_equal(before, after)
         before = after
 
 
 def test_inputs_are_left_alone_and_nan_does_not_stop_the_picture() -> None:
-    output, images, rig, depth_map, config = make_pass()
+    output, images, rig, config = make_pass()
     output.predictions[0][0, 2, 3, 3] = float('nan')
     output.depth[0][0, :, 1, 1] = float('nan')
     images[0, 0, 0, 0, 0] = float('inf')
-    copies = [t.clone() for t in (images, depth_map, output.target, output.predictions[0], output.depth[0])]
-    reconstruction_panel(output, images, rig, depth_map, config)
-    for value, copy in zip((images, depth_map, output.target, output.predictions[0], output.depth[0]), copies):
+    copies = [t.clone() for t in (images, output.depth_labels, output.target, output.predictions[0], output.depth[0])]
+    reconstruction_panel(output, images, rig, config)
+    for value, copy in zip(
+        (images, output.depth_labels, output.target, output.predictions[0], output.depth[0]), copies
+    ):
         assert torch.equal(value.nan_to_num(), copy.nan_to_num())
 
 

@@ -21,7 +21,9 @@ from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
 from mmengine.registry import MODELS, init_default_scope
 
+from geomim.method.depth import depth_maps
 from geomim.mmdet3d.loading import LoadCameraRig
+from geomim.mmengine.rig import build_rig
 from geomim.nuscenes.waymo_infos import CAMERAS, make_waymo_infos
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -137,7 +139,8 @@ def test_a_pretraining_sample_has_the_rig_of_the_vehicle(waymo_world: Path, five
         # cameras and LiDAR have their own time stamps; the vehicle drives on between them
         np.testing.assert_allclose(np.asarray(pose)[:3, 3], mounts[name]['translation'], atol=0.15)
     assert tuple(sample['inputs']['img'].shape) == (5, 3, 64, 96)
-    assert all(int((depth > 0).sum()) > 10 for depth in sample['inputs']['depth_map'])
+    maps = depth_maps([sample['inputs']['points']], build_rig([meta]), (64, 96))[0]
+    assert all(int((depth > 0).sum()) > 10 for depth in maps)
     assert sample['inputs']['points'].shape[1] == 5
 
 

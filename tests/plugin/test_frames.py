@@ -188,6 +188,21 @@ def test_the_step_leaves_what_it_was_given_and_other_features_alone() -> None:
     torch.testing.assert_close(moved.tensor[:, :3].double(), by_hand, atol=1e-5, rtol=0)
 
 
+def test_the_step_refuses_what_no_step_after_it_looks_at() -> None:
+    info = dict(sample_info(), token='abc')
+    results = dict(curr=info, cam_names=CAMERAS, img_inputs=img_inputs(info, CAMERAS, torch.eye(3)))
+    step = Compose([dict(type='GeoMIMLidarFrame')])
+    for cloud, message in (
+        (torch.zeros(0, 5), 'sample abc: points: the point cloud is empty'),
+        (torch.full((3, 5), float('nan')), 'sample abc: points: 3 of 3 points are not finite'),
+    ):
+        with pytest.raises(ValueError, match=message):
+            step(dict(results, points=LiDARPoints(cloud, points_dim=5)))
+    results['img_inputs'][3][1, 0, 0] = float('nan')
+    with pytest.raises(ValueError, match='sample abc: img_inputs: intrins has values that are not finite'):
+        step(dict(results, points=LiDARPoints(torch.rand(7, 5), points_dim=5)))
+
+
 def test_the_key_camera_does_not_matter() -> None:
     """Whichever camera comes first, a camera's place in the LiDAR frame is its own."""
     info, bda, cloud = sample_info(), torch.eye(3), torch.zeros(1, 5)

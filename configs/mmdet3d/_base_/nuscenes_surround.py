@@ -31,14 +31,12 @@ finish_train = [
     dict(type='CheckPointCloud'),
     dict(type='PointsRangeFilter', point_cloud_range=_base_.point_cloud_range),
     dict(type='PointShuffle'),  # which points a full voxel keeps is then left to chance, as in the published pipeline
-    dict(type='PointsToDepthMap'),
-    dict(type='PackGeoMIMInputs', keys=('img', 'points', 'depth_map')),
+    dict(type='PackGeoMIMInputs'),
 ]
 finish_test = [
     dict(type='CheckPointCloud'),
     dict(type='PointsRangeFilter', point_cloud_range=_base_.point_cloud_range),
-    dict(type='PointsToDepthMap'),
-    dict(type='PackGeoMIMInputs', keys=('img', 'points', 'depth_map')),
+    dict(type='PackGeoMIMInputs'),
 ]
 
 # The published pipeline also pastes LiDAR objects of other frames into the cloud, which the images then do not show.

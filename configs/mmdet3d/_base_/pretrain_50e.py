@@ -47,7 +47,7 @@ test_evaluator = val_evaluator
 custom_imports = dict(imports=['geomim.mmdet3d'], allow_failed_imports=False)
 custom_hooks = [
     dict(type='EpochSeedHook'),
-    dict(type='TeacherGuardHook'),
+    dict(type='GeoMIMTeacherGuardHook'),
     dict(type='ReconstructionPicturesHook', interval=1000),
-    dict(type='EncoderExportHook'),
+    dict(type='GeoMIMEncoderExportHook'),
 ]

@@ -26,14 +26,12 @@ finish_train = [
     dict(type='CheckPointCloud'),
     dict(type='PointsRangeFilter', point_cloud_range=point_cloud_range),
     dict(type='PointShuffle'),
-    dict(type='PointsToDepthMap'),
-    dict(type='PackGeoMIMInputs', keys=('img', 'points', 'depth_map')),
+    dict(type='PackGeoMIMInputs'),
 ]
 finish_test = [
     dict(type='CheckPointCloud'),
     dict(type='PointsRangeFilter', point_cloud_range=point_cloud_range),
-    dict(type='PointsToDepthMap'),
-    dict(type='PackGeoMIMInputs', keys=('img', 'points', 'depth_map')),
+    dict(type='PackGeoMIMInputs'),
 ]
 train_pipeline = [*load, image_aug, *finish_train]
 test_pipeline = [*load, dict(image_aug, training=False), *finish_test]

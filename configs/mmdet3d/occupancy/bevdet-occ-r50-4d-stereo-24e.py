@@ -26,10 +26,9 @@ model = dict(
 data_prefix = dict(_base_.data_prefix, occupancy='gts')
 bda_aug_conf = dict(rot_lim=(0.0, 0.0), scale_lim=(1.0, 1.0), flip_dx_ratio=0.5, flip_dy_ratio=0.5)
 bev_aug = dict(type='BEVDetBEVAug', bda_aug_conf=bda_aug_conf)
-depth = [_base_.depth[0], dict(_base_.depth[1], depth_range=(1.0, 45.0))]
 labels = [dict(type='LoadOccupancyLabels')]
 pack = dict(type='PackBEVDetInputs', keys=[])
-train_pipeline = [_base_.load, _base_.image_aug, *depth, bev_aug, *labels, pack]
+train_pipeline = [_base_.load, _base_.image_aug, *_base_.depth, bev_aug, *labels, pack]
 test_pipeline = [_base_.load, dict(_base_.image_aug, training=False), dict(bev_aug, training=False), *labels, pack]
 train_dataloader = dict(
     batch_size=4,

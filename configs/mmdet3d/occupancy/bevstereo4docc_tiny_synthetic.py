@@ -33,10 +33,9 @@ model = dict(
 )
 data_prefix = dict(_base_.data_prefix, occupancy='gts')
 bev_aug = dict(type='BEVDetBEVAug', training=False)  # what varies less is learnt sooner
-depth = [_base_.depth[0], dict(_base_.depth[1], depth_range=(1.0, 45.0))]
 labels = [dict(type='LoadOccupancyLabels', voxels=(100, 100, 8)), dict(type='GridToLidarEgo')]
 pack = dict(type='PackBEVDetInputs', keys=[])
-train_pipeline = [_base_.load, _base_.image_aug, *depth, bev_aug, *labels, pack]
+train_pipeline = [_base_.load, _base_.image_aug, *_base_.depth, bev_aug, *labels, pack]
 test_pipeline = [_base_.load, dict(_base_.image_aug, training=False), bev_aug, *labels, pack]
 train_dataloader = dict(dataset=dict(data_prefix=data_prefix, filter_empty_gt=False, pipeline=train_pipeline))
 val_dataloader = dict(dataset=dict(data_prefix=data_prefix, pipeline=test_pipeline))

@@ -59,9 +59,9 @@ default_hooks = dict(
 )
 custom_hooks = [
     dict(type='EpochSeedHook'),
-    dict(type='TeacherGuardHook'),
+    dict(type='GeoMIMTeacherGuardHook'),
     dict(type='ReconstructionPicturesHook', interval=iterations // 3),
-    dict(type='EncoderExportHook'),
+    dict(type='GeoMIMEncoderExportHook'),
 ]
 log_processor = dict(by_epoch=False, window_size=5)
 # no device to name where there is no GPU

@@ -12,7 +12,7 @@ model = dict(
     ),
     teacher=dict(
         _delete_=True,
-        type='LidarTeacher',
+        type='GeoMIMLidarTeacher',
         detector='{{ fileDirname }}/../teacher/centerpoint_pillar_tiny_synthetic.py',
         tap='pts_backbone.blocks.0',
         grid=dict(x_bound=(-54.0, 54.0, 1.2), y_bound=(-54.0, 54.0, 1.2), axis_order='yx'),

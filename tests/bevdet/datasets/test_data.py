@@ -200,7 +200,7 @@ def test_batches_are_stacked_and_normalised(packed: List[Dict[str, Any]]) -> Non
     shapes = {key: tuple(value.shape) for key, value in batch['inputs'].items()}
     assert shapes == {
         'images': (2, 3, 6, 3, 128, 224),
-        'sensor2ego': (2, 3, 6, 4, 4),
+        'cam2ego': (2, 3, 6, 4, 4),
         'ego2global': (2, 3, 6, 4, 4),
         'intrinsics': (2, 3, 6, 3, 3),
         'img_aug': (2, 3, 6, 4, 4),
@@ -227,6 +227,10 @@ def edit(key: str, function: Callable[[torch.Tensor], torch.Tensor]) -> Callable
     return change
 
 
+def with_points(points: torch.Tensor) -> Callable[[Dict[str, Any]], None]:
+    return lambda batch: batch['inputs'].update(points=[torch.zeros(1, 3), points])
+
+
 def spoil(tensor: torch.Tensor) -> torch.Tensor:
     tensor = tensor.clone()
     tensor.view(-1)[5] = float('nan')
@@ -249,8 +253,11 @@ def spoil(tensor: torch.Tensor) -> torch.Tensor:
         ),
         (edit('depth_map', lambda maps: maps[:, :64]), r'depth_map has shape \(6, 64, 224\), expected \(6, 128, 224\)'),
         (edit('img_aug', spoil), r'sample \w+: img_aug\[0, 0, 1, 1\] is nan'),
-        (lambda batch: batch['inputs'].pop('sensor2ego'), 'no sensor2ego among the inputs'),
-        (lambda batch: batch['inputs'].update(points=[0, 0]), "unknown input 'points'"),
+        (lambda batch: batch['inputs'].pop('cam2ego'), 'no cam2ego among the inputs'),
+        (lambda batch: batch['inputs'].update(radar=[0, 0]), "unknown input 'radar'"),
+        (with_points(torch.zeros(0, 3)), r'sample \w+, .*pcd.bin: the point cloud is empty'),
+        (with_points(torch.full((2, 3), float('nan'))), r'sample \w+, .*pcd.bin: 2 of 2 points are not finite'),
+        (lambda batch: batch['inputs'].update(cam2lidar=[torch.eye(4)] * 2), r'cam2lidar has shape \(4, 4\)'),
         (lambda batch: batch['inputs']['bev_aug'].pop(), '1 of bev_aug for 2 samples'),
         (
             lambda batch: batch['data_samples'][1].set_metainfo(dict(cam_names=['CAM_A'] * 6)),

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import copy
 import math
+from types import SimpleNamespace
 from typing import Any, Callable, Dict, List, Tuple
 
 import numpy as np
@@ -16,13 +17,24 @@ pytest.importorskip('mmdet3d')
 from mmcv.transforms import Compose
 from mmdet3d.structures import LiDARInstance3DBoxes
 from mmdet3d.structures.ops import box_np_ops
+from mmengine.dataset import pseudo_collate
 from mmengine.registry import TRANSFORMS
 from nuscenes.nuscenes import NuScenes
 from pyquaternion import Quaternion
 
+from geomim import CameraRig, DepthBins
 from geomim.bevdet.boxes.transform import transform_boxes
-from geomim.bevdet.datasets import BEVDetBEVAug, BoxesToKeyEgo, LoadSurroundFrames, PackBEVDetInputs, SurroundFramesAug
+from geomim.bevdet.datasets import (
+    BEVDetBEVAug,
+    BEVDetDataPreprocessor,
+    BoxesToKeyEgo,
+    LoadSurroundFrames,
+    PackBEVDetInputs,
+    SurroundFramesAug,
+)
 from geomim.bevdet.datasets.data_config import BDAConfig, BEVDraw, DataConfig
+from geomim.bevdet.detectors import BEVDet
+from geomim.method.depth import depth_labels, project_points
 
 Build = Callable[..., Any]
 STEREO = dict(multi_adj_frame_id_cfg=(1, 2, 1), stereo=True)
@@ -76,7 +88,7 @@ def pixels(packed: Dict[str, Any], points: torch.Tensor) -> Tuple[torch.Tensor, 
     given = {key: value.double() for key, value in packed['inputs'].items()}
     bev = given['bev_aug']
     key_ego = (points.double() - bev[:3, 3]) @ torch.inverse(bev[:3, :3]).T
-    to_camera = torch.inverse(given['ego2global'] @ given['sensor2ego'])
+    to_camera = torch.inverse(given['ego2global'] @ given['cam2ego'])
     local = key_ego @ to_camera[..., :3, :3].transpose(-1, -2) + to_camera[..., None, :3, 3]
     projected = local @ given['intrinsics'].transpose(-1, -2)
     uv = projected[..., :2] / projected[..., 2:]
@@ -286,6 +298,44 @@ def test_depth_maps_hold_the_nearest_point(sample: Dict[str, Any], bevdet_pipeli
     assert (~agree).sum() < 0.02 * (expected > 0).sum()  # points at the edge of a pixel
     assert found[found > 0].min() >= 1.0
     assert found.max() < 60.0
+
+
+def plain_depth_maps(points: torch.Tensor, rig: CameraRig, size: Tuple[int, int]) -> np.ndarray:
+    """The nearest point of each pixel, by NumPy's unbuffered minimum, as a worker's loop would find it."""
+    uv, depth = (value.numpy() for value in project_points(points, rig, 0))
+    u, v = uv[..., 0], uv[..., 1]
+    counts = (u >= 0) & (u < size[1]) & (v >= 0) & (v < size[0]) & (depth >= 1.0) & (depth < 60.0)
+    camera = np.nonzero(counts)[0]
+    maps = np.full((len(depth), *size), np.inf, dtype=np.float32)
+    np.minimum.at(maps, (camera, v[counts].astype(int), u[counts].astype(int)), depth[counts])
+    maps[np.isinf(maps)] = 0
+    return maps
+
+
+@pytest.mark.parametrize('seed', [4, 5])
+def test_a_worker_and_the_detector_give_the_same_depth_labels(
+    sample: Dict[str, Any], bevdet_pipeline: Build, seed: int
+) -> None:
+    worker = run(bevdet_pipeline(frames=3), sample, seed)
+    bare = run(bevdet_pipeline(frames=3, depth='points'), sample, seed)
+    assert set(bare['inputs']) == set(worker['inputs']) - {'depth_map'} | {'points', 'cam2lidar'}
+    points = torch.from_numpy(np.fromfile(sample['lidar_points']['lidar_path'], np.float32).reshape(-1, 5)[:, :3])
+    assert torch.equal(bare['inputs']['points'], points)
+    bins = DepthBins(1.0, 60.0, 0.5)
+    detector = SimpleNamespace(img_view_transformer=SimpleNamespace(depth_bins=bins, input_size=(128, 224)))
+    given, made = (BEVDetDataPreprocessor()(pseudo_collate([one, one]))['inputs'] for one in (worker, bare))
+    on_device = BEVDet.measured_depth(detector, made)
+    assert int((on_device > 0).sum()) > 1000
+    assert torch.equal(on_device, BEVDet.measured_depth(detector, given))
+    names = ('intrinsics', 'cam2ego', 'img_aug')
+    intrinsics, cam2ego, img_aug = (made[name][:1, 0] for name in names)
+    rig = CameraRig.create(intrinsics, cam2ego, made['cam2lidar'][:1], img_aug)
+    np.testing.assert_array_equal(on_device[0].numpy(), plain_depth_maps(points, rig, (128, 224)))
+    # float64 places a few points, those on a pixel's border, in the neighbouring one; the cells' labels hardly notice
+    exact = plain_depth_maps(points.double(), rig.to(torch.float64), (128, 224))
+    assert (np.abs(on_device[0].numpy() - exact) > 1e-3).sum() < 0.005 * (exact > 0).sum()
+    labels, of_exact = depth_labels(on_device[0], bins, 16), depth_labels(torch.from_numpy(exact), bins, 16)
+    assert (labels != of_exact).float().mean() < 0.01
 
 
 def test_the_same_seed_gives_the_same_sample(sample: Dict[str, Any], bevdet_pipeline: Build) -> None:

@@ -65,12 +65,12 @@ def inputs(make_rig: Callable[..., Any]) -> Dict[str, Tensor]:
     """Two samples of three frames."""
     rig = make_rig(batch=2, cams=3, image_size=IMAGE)
     frames = 3
-    sensor2ego = rig.cam2ego[:, None].repeat(1, frames, 1, 1, 1)
+    cam2ego = rig.cam2ego[:, None].repeat(1, frames, 1, 1, 1)
     ego2global = torch.eye(4).repeat(2, frames, 3, 1, 1)
     ego2global[:, 1, :, 0, 3], ego2global[:, 2, :, 0, 3] = -1.5, -3.0
     return dict(
         images=torch.randn(2, frames, 3, 3, *IMAGE),
-        sensor2ego=sensor2ego,
+        cam2ego=cam2ego,
         ego2global=ego2global,
         intrinsics=rig.intrinsics[:, None].repeat(1, frames, 1, 1, 1),
         img_aug=torch.eye(4).repeat(2, frames, 3, 1, 1),

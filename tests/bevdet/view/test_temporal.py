@@ -43,7 +43,7 @@ def make_frames() -> SurroundFrames:
     bev_aug[:, :3, :3] += 0.1 * torch.randn(B, 3, 3)
     return SurroundFrames(
         images=torch.randn(B, F, N, 3, 4, 6),
-        sensor2ego=torch.stack(sensors).view(B, F, N, 4, 4).float(),
+        cam2ego=torch.stack(sensors).view(B, F, N, 4, 4).float(),
         ego2global=torch.stack(egos).view(B, F, N, 4, 4).float(),
         intrinsics=torch.randn(B, F, N, 3, 3),
         img_aug=augmentation,
@@ -60,7 +60,7 @@ def as_bevdet(frames: SurroundFrames) -> List[Tensor]:
 
     return [
         images,
-        frame_major(frames.sensor2ego),
+        frame_major(frames.cam2ego),
         frame_major(frames.ego2global),
         frame_major(frames.intrinsics),
         frame_major(frames.img_aug[..., :3, :3]),
@@ -90,7 +90,7 @@ def test_inputs_by_name_leave_other_keys_alone() -> None:
     [
         ('images', (B, F, N, 4, 6), r'expected \(B, F, N, 3, H, W\)'),
         ('images', (B, 0, N, 3, 4, 6), 'none of them 0'),
-        ('sensor2ego', (B, F, N - 1, 4, 4), r'expected \(B, F, N, 4, 4\) = \(2, 3, 4, 4, 4\)'),
+        ('cam2ego', (B, F, N - 1, 4, 4), r'expected \(B, F, N, 4, 4\) = \(2, 3, 4, 4, 4\)'),
         ('ego2global', (B, F - 1, N, 4, 4), 'ego2global'),
         ('intrinsics', (B, F, N, 4, 4), r'\(2, 3, 4, 3, 3\)'),
         ('img_aug', (B, F, N, 3, 3), 'img_aug'),
@@ -116,22 +116,22 @@ def test_lists_that_do_not_fit() -> None:
 
 def test_cameras_in_the_key_ego_frame() -> None:
     frames = make_frames()
-    found = frames.sensor2key()
+    found = frames.cam2key()
     assert found.dtype == torch.float32
     for b, f, n in ((0, 0, 0), (1, 2, 3), (0, 1, 2)):
-        to_map = frames.ego2global[b, f, n].double() @ frames.sensor2ego[b, f, n].double()
+        to_map = frames.ego2global[b, f, n].double() @ frames.cam2ego[b, f, n].double()
         expected = torch.linalg.inv(frames.ego2global[b, 0, 0].double()) @ to_map
         torch.testing.assert_close(found[b, f, n], expected.float(), rtol=0, atol=1e-6)
-    torch.testing.assert_close(found[:, 0, 0], frames.sensor2ego[:, 0, 0], rtol=0, atol=1e-6)
+    torch.testing.assert_close(found[:, 0, 0], frames.cam2ego[:, 0, 0], rtol=0, atol=1e-6)
 
 
 def test_cameras_one_frame_earlier() -> None:
     """A point of the map is where both cameras see it."""
     frames = make_frames()
-    older = frames.sensor2older()
+    older = frames.cam2older()
     assert older.shape == (B, F - 1, N, 4, 4)
     point = torch.tensor([1050.0, 880.0, 2.0, 1.0], dtype=torch.float64)
-    to_map = frames.ego2global.double() @ frames.sensor2ego.double()
+    to_map = frames.ego2global.double() @ frames.cam2ego.double()
     seen = torch.linalg.inv(to_map) @ point
     for f in range(F - 1):
         moved = torch.einsum('bnij,bnj->bni', older[:, f].double(), seen[:, f])
@@ -140,16 +140,16 @@ def test_cameras_one_frame_earlier() -> None:
 
 def test_poses_keep_the_precision_that_is_given() -> None:
     frames = make_frames()
-    exact = replace(frames, sensor2ego=frames.sensor2ego.double(), ego2global=frames.ego2global.double())
-    assert exact.sensor2key().dtype == exact.sensor2older().dtype == torch.float64
-    torch.testing.assert_close(exact.sensor2older().float(), frames.sensor2older(), rtol=0, atol=0)
-    half = replace(frames, sensor2ego=frames.sensor2ego.half(), ego2global=frames.ego2global.half())
-    assert half.sensor2key().dtype == half.sensor2older().dtype == torch.float32
+    exact = replace(frames, cam2ego=frames.cam2ego.double(), ego2global=frames.ego2global.double())
+    assert exact.cam2key().dtype == exact.cam2older().dtype == torch.float64
+    torch.testing.assert_close(exact.cam2older().float(), frames.cam2older(), rtol=0, atol=0)
+    half = replace(frames, cam2ego=frames.cam2ego.half(), ego2global=frames.ego2global.half())
+    assert half.cam2key().dtype == half.cam2older().dtype == torch.float32
 
 
 def test_rigs_of_frames() -> None:
     frames = make_frames()
-    poses = frames.sensor2key()
+    poses = frames.cam2key()
     rig = frames.rig(2, poses)
     assert torch.equal(rig.cam2bev, poses[:, 2])
     assert torch.equal(rig.cam2ego, poses[:, 0])
@@ -215,7 +215,7 @@ def test_autocast_leaves_geometry_alone() -> None:
     features, frames = torch.randn(2, 3, 8, 16), make_frames()
 
     def moved() -> Tensor:
-        poses = frames.sensor2key()
+        poses = frames.cam2key()
         return shift_feature(features, ego_motion(poses[:, 0, 0], poses[:, 2, 0], frames.bev_aug), GRID)
 
     with torch.autocast('cpu', dtype=torch.bfloat16):

@@ -40,10 +40,8 @@ image_aug = dict(type='SurroundFramesAug', data_config=data_config)
 # Published weights answer in the ego frame at the time of this camera, although their images refer to the first camera's.
 # Without them, None is better: one frame for both.
 to_key_ego = dict(type='BoxesToKeyEgo', ego_camera='CAM_FRONT')
-depth = [
-    dict(type='LoadPointsFromFile', coord_type='LIDAR', load_dim=5, use_dim=5),
-    dict(type='KeyFrameDepthMaps', depth_range=(1.0, 60.0)),
-]
+# points of the key frame, from which the detector makes its depth labels
+depth = [dict(type='LoadPointsFromFile', coord_type='LIDAR', load_dim=5, use_dim=5)]
 annotate = [
     dict(type='LoadAnnotations3D', with_bbox_3d=True, with_label_3d=True),
     to_key_ego,

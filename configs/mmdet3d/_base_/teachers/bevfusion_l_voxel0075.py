@@ -1,7 +1,7 @@
 # BEVFusion's LiDAR-only detector up to its sparse encoder, the teacher of the paper: maps (B, 256, X, Y) of 180 x 180.
 # checkpoint: mmdet3d's bevfusion_lidar_voxel0075_second_secfpn_8xb4-cyclic-20e_nus-3d, or MIT's lidar-only-det.pth.
 teacher = dict(
-    type='LidarTeacher',
+    type='GeoMIMLidarTeacher',
     detector=dict(
         type='CenterPoint',
         data_preprocessor=dict(

@@ -2,7 +2,7 @@
 # cells of 0.8 m. Needs no spconv. A student that fits: bounds (-51.2, 51.2, 0.4), downsample 2, axis order 'yx', 128
 # target channels, 16-cell patches.
 teacher = dict(
-    type='LidarTeacher',
+    type='GeoMIMLidarTeacher',
     detector='mmdet3d::centerpoint/centerpoint_pillar02_second_secfpn_head-circlenms_8xb4-cyclic-20e_nus-3d.py',
     tap='pts_backbone',
     index=1,

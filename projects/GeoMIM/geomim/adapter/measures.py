@@ -5,29 +5,23 @@ Shape legend: B samples.
 
 from __future__ import annotations
 
-from typing import Any, Dict, Mapping
+from typing import Dict
 
 import torch
 from torch import Tensor
 
-from ..method.depth import depth_labels, depth_maps
-from ..method.pretrainer import GeoMIM, PretrainOutput
+from ..method.pretrainer import PretrainOutput
 
 
-def measure(inputs: Mapping[str, Any], result: PretrainOutput, student: GeoMIM) -> Dict[str, Tensor]:
+def measure(result: PretrainOutput) -> Dict[str, Tensor]:
     """Per-sample figures of a pass, each (B,).
 
     ``reconstruction_loss`` beside ``constant_map_loss`` (the loss of the best map that is constant over the cells: each channel's mean)
     and ``target_power`` (that of the zero map); ``depth_within_one_bin`` of ``labelled_cells`` cells, ``depth_loss`` by sample.
     """
     axes = (1, 2, 3)
-    target = result.target
-    view = student.config.view_transform
+    target, labels = result.target, result.depth_labels
     errors = torch.stack([(prediction.float() - target).square().mean(axes) for prediction in result.predictions])
-    depth_map = inputs.get('depth_map')
-    if depth_map is None:
-        depth_map = depth_maps(inputs['points'], inputs['rig'], view.image_size)
-    labels = depth_labels(depth_map, view.depth_bins, view.stride)
     labelled = labels >= 0
     guesses = torch.stack([depth.argmax(dim=1).view_as(labels) for depth in result.depth])
     near = ((guesses - labels).abs() <= 1) & labelled

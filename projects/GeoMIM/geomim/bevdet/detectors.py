@@ -15,6 +15,8 @@ from mmdet3d.registry import MODELS as HOST_MODELS
 from mmengine.registry import MODELS
 from torch import Tensor
 
+from ..method.camera import CameraRig
+from ..method.depth import depth_maps
 from ..method.lift_splat import BEVFeatures
 from .backbones import check_stereo_backbone, first_stage
 from .view.frames import SurroundFrames
@@ -94,8 +96,8 @@ class BEVDet(Base3DDetector):
         """Losses of the heads and, where the detector learns depth, ``loss_depth``.
 
         Args:
-            batch_inputs_dict: the tensors of :class:`SurroundFrames` by name, and ``depth_map`` (B, N, H, W), metres, 0 = none, for the
-                detectors that learn depth.
+            batch_inputs_dict: the tensors of :class:`SurroundFrames` by name, and what :meth:`measured_depth` takes for the detectors
+                that learn depth.
             batch_data_samples: B ``Det3DDataSample`` with ``gt_instances_3d`` in the augmented key ego frame for the boxes, ``gt_bev_map``
                 for the map.
 
@@ -143,7 +145,7 @@ class BEVDet(Base3DDetector):
 
     def lift_frames(self, frames: SurroundFrames) -> Tuple[Tensor, Tensor]:
         """All frames, aligned and side by side: BEV features (B, C, Y, X), and the key frame's depth (M, D, h, w)."""
-        rig = frames.rig(0, frames.sensor2key())
+        rig = frames.rig(0, frames.cam2key())
         lifted = self.img_view_transformer(self.encode_images(frames.images[:, 0]).neck, rig)
         return lifted.bev, lifted.depth
 
@@ -164,11 +166,31 @@ class BEVDet(Base3DDetector):
     def depth_losses(self, inputs: Mapping[str, Tensor], depth: Tensor) -> Dict[str, Tensor]:
         if not self.uses_depth_labels:
             return {}
-        if 'depth_map' not in inputs:
+        return {'loss_depth': self.img_view_transformer.depth_loss(self.measured_depth(inputs), depth)}
+
+    def measured_depth(self, inputs: Mapping[str, Any]) -> Tensor:
+        """(B, N, H, W) metres, 0 = none, of the key frame.
+
+        Args:
+            inputs: with ``depth_map``, which is returned, or with ``points``, B (M, >= 3) in the LiDAR frame, and ``cam2lidar``
+                (B, N, 4, 4), at their own time stamps. Of several points in a pixel the nearest within the depth bins counts, as in
+                BEVDepth.
+
+        Raises:
+            ValueError: neither is there.
+        """
+        if 'depth_map' in inputs:
+            return inputs['depth_map']
+        if 'points' not in inputs or 'cam2lidar' not in inputs:
             raise ValueError(
-                f'{type(self).__name__} learns depth and needs depth_map (B, N, H, W) in metres among its inputs'
+                f'{type(self).__name__} learns depth and needs depth_map (B, N, H, W) in metres, or points and cam2lidar, among its '
+                'inputs; LoadPointsFromFile in the pipeline brings points'
             )
-        return {'loss_depth': self.img_view_transformer.depth_loss(inputs['depth_map'], depth)}
+        view = self.img_view_transformer
+        key = [inputs[name][:, 0] for name in ('intrinsics', 'cam2ego')]
+        rig = CameraRig.create(*key, inputs['cam2lidar'], inputs['img_aug'][:, 0])
+        bounds = (view.depth_bins.lower, view.depth_bins.upper)
+        return depth_maps(inputs['points'], rig, view.input_size, 'nearest', bounds)
 
     def _heads(self) -> List[torch.nn.Module]:
         heads = [getattr(self, name) for name in ('pts_bbox_head', 'map_head') if hasattr(self, name)]
@@ -222,45 +244,43 @@ class BEVDet4D(BEVDet):
         return self.num_adj + 1 + self.extra_frames
 
     def lift_frames(self, frames: SurroundFrames) -> Tuple[Tensor, Tensor]:
-        sensor2key = frames.sensor2key()
+        cam2key = frames.cam2key()
         order = [frame for frame in self._in_order(self.num_frames) if frame == 0 or self.with_prev]
         lifted: Dict[int, BEVFeatures] = {}
         stereo: Optional[Tensor] = None
         for frame in order:
             with torch.set_grad_enabled(torch.is_grad_enabled() and frame == 0):
-                result, stereo = self.lift_frame(frames, sensor2key, frame, stereo)
+                result, stereo = self.lift_frame(frames, cam2key, frame, stereo)
             if result is not None:
                 lifted[frame] = result
-        return self._side_by_side(lifted, frames, sensor2key), lifted[0].depth
+        return self._side_by_side(lifted, frames, cam2key), lifted[0].depth
 
-    def lift_frame(
-        self, frames: SurroundFrames, sensor2key: Tensor, frame: int, stereo: Optional[Tensor]
-    ) -> LiftedFrame:
+    def lift_frame(self, frames: SurroundFrames, cam2key: Tensor, frame: int, stereo: Optional[Tensor]) -> LiftedFrame:
         """One frame to BEV. ``stereo`` is the feature that the frame lifted before left behind."""
         features = self.encode_images(frames.images[:, frame])
-        return LiftedFrame(self._to_bev(features.neck, frames, sensor2key, frame), None)
+        return LiftedFrame(self._to_bev(features.neck, frames, cam2key, frame), None)
 
     def _to_bev(
         self,
         features: Tensor,
         frames: SurroundFrames,
-        sensor2key: Tensor,
+        cam2key: Tensor,
         frame: int,
         pair: Optional[StereoPair] = None,
     ) -> BEVFeatures:
         placed = 0 if self.align_after_view_transfromation else frame
-        lifted = self.img_view_transformer(features, frames.rig(frame, sensor2key, placed), pair)
+        lifted = self.img_view_transformer(features, frames.rig(frame, cam2key, placed), pair)
         if hasattr(self, 'pre_process_net'):
             lifted = lifted._replace(bev=self.pre_process_net(lifted.bev)[0])
         return lifted
 
-    def _side_by_side(self, lifted: Mapping[int, BEVFeatures], frames: SurroundFrames, sensor2key: Tensor) -> Tensor:
+    def _side_by_side(self, lifted: Mapping[int, BEVFeatures], frames: SurroundFrames, cam2key: Tensor) -> Tensor:
         maps: List[Tensor] = []
         for frame in self._in_order(self.num_adj + 1):
             if frame not in lifted:
                 maps.append(torch.zeros_like(lifted[0].bev))
             elif frame and self.align_after_view_transfromation:
-                motion = ego_motion(sensor2key[:, 0, 0], sensor2key[:, frame, 0], frames.bev_aug)
+                motion = ego_motion(cam2key[:, 0, 0], cam2key[:, frame, 0], frames.bev_aug)
                 maps.append(shift_feature(lifted[frame].bev, motion, self.img_view_transformer.grid))
             else:
                 maps.append(lifted[frame].bev)
@@ -294,17 +314,15 @@ class BEVStereo4D(BEVDepth4D):
         super().__init__(**options)
         check_stereo_backbone(self.img_backbone)
 
-    def lift_frame(
-        self, frames: SurroundFrames, sensor2key: Tensor, frame: int, stereo: Optional[Tensor]
-    ) -> LiftedFrame:
+    def lift_frame(self, frames: SurroundFrames, cam2key: Tensor, frame: int, stereo: Optional[Tensor]) -> LiftedFrame:
         images = frames.images[:, frame]
         if frame == self.num_frames - 1:
             return LiftedFrame(None, first_stage(self.img_backbone, images.flatten(0, 1)))
         features = self.encode_images(images, stereo=True)
         pair = None
         if stereo is not None:
-            pair = StereoPair(features.stereo, stereo, frames.sensor2older()[:, frame])
-        return LiftedFrame(self._to_bev(features.neck, frames, sensor2key, frame, pair), features.stereo)
+            pair = StereoPair(features.stereo, stereo, frames.cam2older()[:, frame])
+        return LiftedFrame(self._to_bev(features.neck, frames, cam2key, frame, pair), features.stereo)
 
 
 def _head_config(head: Config, train_cfg: Optional[Config], test_cfg: Optional[Config]) -> Dict[str, Any]:

@@ -106,17 +106,13 @@ class CameraRig:
         return self.intrinsics.shape[1]
 
     @property
-    def bev2cam(self) -> Tensor:
-        """(B, N, 4, 4), the BEV grid's frame before augmentation to camera."""
-        return inverse(self.cam2bev)
-
-    @property
     def bev2img(self) -> Tensor:
-        """(B, N, 4, 4), the BEV grid's frame before augmentation to (u z, v z, z, 1), pixels before image augmentation."""
+        """(B, N, 4, 4), the augmented BEV frame to (u z, v z, z, 1), pixels before image augmentation."""
         projection = torch.zeros_like(self.cam2bev)
         projection[..., :3, :3] = self.intrinsics
         projection[..., 3, 3] = 1
-        return projection @ self.bev2cam
+        with full_precision(projection):
+            return projection @ inverse(self.bev_aug[:, None] @ self.cam2bev)
 
     def camera_vector(self) -> Tensor:
         """(B, N, 22) numbers of the camera-aware gate: fx, fy, cx, cy; r00, r01, t0, r10, r11, t1 of the image augmentation; the

@@ -11,7 +11,7 @@ from typing import Sequence, Tuple
 import torch
 from torch import Tensor
 
-from .camera import CameraRig, full_precision, inverse
+from .camera import CameraRig, full_precision
 from .grid import count_cells
 
 _NEAREST = 1e-5  # metres; a point nearer to the image plane is not projected
@@ -48,15 +48,20 @@ class DepthBins:
         return (depth - (self.lower - self.step)) / self.step
 
 
-def check_points(points: Tensor, source: str = 'points') -> None:
-    """Raise ``ValueError`` for a point cloud that is no (M > 0, >= 3) or holds values that are not finite.
-
-    Reads the values back: call it on the host.
-    """
+def check_cloud(points: Tensor, source: str = 'points') -> None:
+    """Raise ``ValueError`` for a point cloud that is no (M > 0, >= 3); looks at no value."""
     if points.dim() != 2 or points.shape[1] < 3:
         raise ValueError(f'{source}: a point cloud must be (M, >= 3), got shape {tuple(points.shape)}')
     if len(points) == 0:
         raise ValueError(f'{source}: the point cloud is empty; a LiDAR sweep with at least one point is needed')
+
+
+def check_points(points: Tensor, source: str = 'points') -> None:
+    """As :func:`check_cloud`, and raise ``ValueError`` for values that are not finite.
+
+    Reads the values back: call it on the host.
+    """
+    check_cloud(points, source)
     bad = (~torch.isfinite(points)).any(dim=1)
     if bool(bad.any()):
         row = int(bad.int().argmax())
@@ -82,43 +87,66 @@ def _winner_per_slot(slots: Tensor, num_slots: int) -> Tensor:
 
 
 def project_points(points: Tensor, rig: CameraRig, sample: int) -> Tuple[Tensor, Tensor]:
-    """Points (M, >= 3) of ``sample``, in the augmented LiDAR frame -> pixels (N, M, 2) of the augmented images and depths (N, M).
+    """Points (M, >= 3) of ``sample``, in the augmented BEV frame -> pixels (N, M, 2) of the augmented images and depths (N, M).
 
     The pixels of points behind a camera are meaningless; their depth is negative.
     """
-    xyz = points[:, :3].to(rig.cam2bev.dtype) - rig.bev_aug[sample, :3, 3]
-    augmentation = rig.img_aug[sample]
+    return _project(points, rig.bev2img[sample], rig.img_aug[sample])
+
+
+def _project(points: Tensor, bev2img: Tensor, img_aug: Tensor) -> Tuple[Tensor, Tensor]:
+    """As :func:`project_points`, with (N, 4, 4) of a rig's ``bev2img`` and ``img_aug``."""
+    xyz = points[:, :3].to(bev2img.dtype)
     with full_precision(xyz):
-        xyz = xyz @ inverse(rig.bev_aug[sample, :3, :3]).T
-        projection = rig.bev2img[sample]
-        projected = xyz @ projection[:, :3, :3].transpose(1, 2) + projection[:, None, :3, 3]
+        projected = xyz @ bev2img[:, :3, :3].transpose(1, 2) + bev2img[:, None, :3, 3]
         depth = projected[..., 2]
         uv = projected[..., :2] / depth.clamp(min=_NEAREST)[..., None]
-        uv = uv @ augmentation[:, :2, :2].transpose(1, 2) + augmentation[:, None, :2, 3]
+        uv = uv @ img_aug[:, :2, :2].transpose(1, 2) + img_aug[:, None, :2, 3]
     return uv, depth
 
 
-def depth_maps(points: Sequence[Tensor], rig: CameraRig, image_size: Tuple[int, int]) -> Tensor:
-    """Sparse depth maps of LiDAR points.
+def depth_maps(
+    points: Sequence[Tensor],
+    rig: CameraRig,
+    image_size: Tuple[int, int],
+    rule: str = 'last',
+    depth_range: Tuple[float, float] = (0.0, float('inf')),
+) -> Tensor:
+    """Sparse depth maps of LiDAR points, on their device, without reading a value back.
 
     Args:
-        points: B clouds (M_b, >= 3) in the augmented LiDAR frame, metres; not changed.
+        points: B clouds (M_b, >= 3) in the augmented BEV frame, metres; not changed.
         rig: calibration of the B samples.
         image_size: (H, W) of the augmented images.
+        rule: which of several points in a pixel counts: the ``'last'`` of the cloud, as in the published pretraining, or the
+            ``'nearest'``, as in BEVDepth.
+        depth_range: (lower, upper) metres, upper excluded; other points do not count.
 
     Returns:
-        (B, N, H, W) metres, 0 where no point falls; of several points in a pixel the last counts, as in the reference.
+        (B, N, H, W) metres, 0 where no point falls.
+
+    Raises:
+        ValueError: another rule, or another number of clouds than samples.
     """
+    if rule not in ('last', 'nearest'):
+        raise ValueError(f"depth maps: rule must be 'last' or 'nearest', got {rule!r}")
     if len(points) != rig.batch_size:
         raise ValueError(f'{len(points)} point clouds for {rig.batch_size} samples')
-    return torch.stack([_depth_map(cloud, rig, index, image_size) for index, cloud in enumerate(points)])
+    projected = [_project(cloud, *matrices) for cloud, *matrices in zip(points, rig.bev2img, rig.img_aug)]
+    return torch.stack([_depth_map(uv, depth, image_size, rule == 'nearest', depth_range) for uv, depth in projected])
 
 
-def _depth_map(points: Tensor, rig: CameraRig, sample: int, image_size: Tuple[int, int]) -> Tensor:
+def _depth_map(
+    uv: Tensor, depth: Tensor, image_size: Tuple[int, int], nearest: bool, depth_range: Tuple[float, float]
+) -> Tensor:
+    """Pixels (N, M, 2) and depths (N, M) -> (N, H, W)."""
     height, width = image_size
-    uv, depth = project_points(points, rig, sample)
+    if nearest:  # from far to near, the last is the nearest
+        depth, order = depth.sort(dim=1, descending=True)
+        uv = uv.gather(1, order[..., None].expand_as(uv))
     u, v = uv[..., 0], uv[..., 1]
     visible = (u >= 0) & (u < width) & (v >= 0) & (v < height) & (depth > _NEAREST)
+    visible &= (depth >= depth_range[0]) & (depth < depth_range[1])
     # One spare slot takes what is not visible, so that no shape depends on the data.
     slots = torch.where(
         visible,

@@ -66,6 +66,7 @@ class PretrainOutput:
         depth: K maps (B * N, D, h, w), probabilities.
         masks: (K, h', w'), 1 = hidden.
         depth_losses: K scalars, weighted.
+        depth_labels: (B, N, h, w) int64, the depth bin of each cell, -1 for none.
     """
 
     reconstruction_loss: Tensor
@@ -76,6 +77,7 @@ class PretrainOutput:
     depth: Tuple[Tensor, ...]
     masks: Tensor
     depth_losses: Tuple[Tensor, ...]
+    depth_labels: Tensor
 
 
 class GeoMIM(nn.Module):
@@ -167,6 +169,7 @@ class GeoMIM(nn.Module):
             depth=tuple(depth),
             masks=masks,
             depth_losses=tuple(depth_losses),
+            depth_labels=labels,
         )
 
     def _check(self, images: Tensor, rig: CameraRig, depth_map: Tensor, target_bev: Tensor) -> None:

@@ -7,8 +7,11 @@ from ..mmengine import (
     EncoderExportHook,
     EpochSeedHook,
     GeoMIMDataPreprocessor,
+    GeoMIMEncoderExportHook,
     GeoMIMPretrainer,
+    GeoMIMSeedHook,
     GeoMIMSwin,
+    GeoMIMTeacherGuardHook,
     IterationSeedHook,
     ReconstructionMetric,
     ReconstructionPicturesHook,
@@ -19,7 +22,7 @@ from ..mmengine import (
 from .lidar_encoder import BEVFusionLSparseEncoder
 from .loading import CheckPointCloud, LoadCameraRig, LoadSurroundImages, LoadSurroundSweeps
 from .sparse import SparseOnCPUHook
-from .teacher import GivenBEVTeacher, LidarTeacher, TeacherRecord
+from .teacher import GeoMIMLidarTeacher, GivenBEVTeacher, LidarTeacher, TeacherRecord
 from .transforms import BEVFlip, PackGeoMIMInputs, PointsToDepthMap, SurroundImageAug
 
 __all__ = [
@@ -29,8 +32,12 @@ __all__ = [
     'EncoderExportHook',
     'EpochSeedHook',
     'GeoMIMDataPreprocessor',
+    'GeoMIMEncoderExportHook',
+    'GeoMIMLidarTeacher',
     'GeoMIMPretrainer',
+    'GeoMIMSeedHook',
     'GeoMIMSwin',
+    'GeoMIMTeacherGuardHook',
     'GivenBEVTeacher',
     'IterationSeedHook',
     'LidarTeacher',

@@ -17,11 +17,11 @@ from ..teachers.base import BEVTeacher, GridLike, Points, TeacherRecord, as_grid
 from ..teachers.tapped import TappedTeacher
 from .lidar_detector import DetectorSource, HostDetector
 
-__all__ = ['BEVTeacher', 'GivenBEVTeacher', 'LidarTeacher', 'TeacherRecord', 'expected_cell']
+__all__ = ['BEVTeacher', 'GeoMIMLidarTeacher', 'GivenBEVTeacher', 'LidarTeacher', 'TeacherRecord', 'expected_cell']
 
 
-@MODELS.register_module()
-class LidarTeacher(TappedTeacher):
+@MODELS.register_module(name=['GeoMIMLidarTeacher', 'LidarTeacher'])
+class GeoMIMLidarTeacher(TappedTeacher):
     """A LiDAR detector of mmdet3d whose features at a named submodule are what a student learns.
 
     Args:
@@ -58,6 +58,9 @@ class LidarTeacher(TappedTeacher):
             channels=channels,
             log=_log,
         )
+
+
+LidarTeacher = GeoMIMLidarTeacher  # its former name
 
 
 def _log(message: str, level: int) -> None:

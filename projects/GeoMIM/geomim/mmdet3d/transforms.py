@@ -19,9 +19,9 @@ from mmcv.transforms import BaseTransform
 from mmdet3d.datasets.transforms import Pack3DDetInputs
 from mmengine.registry import TRANSFORMS
 
-from ..method.depth import check_points, depth_maps
+from ..method.depth import depth_maps
 from ..mmengine.rig import RIG_KEYS, build_rig
-from .loading import image_size, point_source
+from .loading import image_size
 
 IMAGE_MULTIPLE = 32  # pixels; stride of the encoder's last stage and side of a mask cell
 _HALF_PIXEL = np.array([[1, 0, 0.5], [0, 1, 0.5], [0, 0, 1]])  # OpenCV puts pixel centres on whole numbers
@@ -214,18 +214,18 @@ class BEVFlip(BaseTransform):
 class PointsToDepthMap(BaseTransform):
     """Projects the points into the augmented images; goes after every image and BEV augmentation.
 
+    For pipelines that want the depth maps themselves: without it the model makes the same ones on its device.
+
     Writes:
         depth_map (N, H, W) float32, metres along the optical axis, 0 = no point.
 
     Raises:
-        ValueError: an empty cloud, values that are not finite, or images of different sizes.
+        ValueError: images of different sizes.
     """
 
     def transform(self, results: Dict[str, Any]) -> Dict[str, Any]:
-        points = results['points'].tensor
-        check_points(points, point_source(results))
-        rig = build_rig([results])
-        results['depth_map'] = depth_maps([points], rig, image_size(results))[0].numpy()
+        maps = depth_maps([results['points'].tensor], build_rig([results]), image_size(results))
+        results['depth_map'] = maps[0].numpy()
         return results
 
     def __repr__(self) -> str:
@@ -234,15 +234,15 @@ class PointsToDepthMap(BaseTransform):
 
 @TRANSFORMS.register_module()
 class PackGeoMIMInputs(Pack3DDetInputs):
-    """mmdet3d's packing, with depth maps and with the geometry that ``GeoMIMDataPreprocessor`` needs.
+    """mmdet3d's packing, with the geometry that ``GeoMIMDataPreprocessor`` needs.
 
     Args:
-        keys: what to pack; of inputs, img (N, 3, H, W), points (M, F) and depth_map (N, H, W), and any of mmdet3d's
-            annotation keys.
+        keys: what to pack; of inputs, img (N, 3, H, W), points (M, F) and, where a transform has made one, depth_map
+            (N, H, W), and any of mmdet3d's annotation keys.
         meta_keys: what ``data_samples`` carry.
 
     Raises:
-        ValueError: an input key that no transform has written, a bad point cloud, or images of different sizes.
+        ValueError: img or points that no transform has written, or images of different sizes.
     """
 
     INPUTS_KEYS = [*Pack3DDetInputs.INPUTS_KEYS, 'depth_map']
@@ -255,11 +255,9 @@ class PackGeoMIMInputs(Pack3DDetInputs):
         super().__init__(keys=tuple(keys), meta_keys=tuple(meta_keys))
 
     def pack_single_results(self, results: Dict[str, Any]) -> Dict[str, Any]:
-        absent = [key for key in self.keys if key in self.INPUTS_KEYS and key not in results]
+        absent = [key for key in self.keys if key in Pack3DDetInputs.INPUTS_KEYS and key not in results]
         if absent:
             raise ValueError(f'PackGeoMIMInputs: no earlier transform has written {", ".join(absent)}')
-        if 'points' in self.keys:
-            check_points(results['points'].tensor, point_source(results))
         if 'img' in self.keys:
             image_size(results)
         packed: Dict[str, Any] = super().pack_single_results(results)

@@ -5,12 +5,18 @@ Everything registers under mmengine's root registries, where all hosts look.
 
 from . import _host, compat  # noqa: F401 - the first refuses another host
 from .backbone import GeoMIMSwin
-from .hooks import EncoderExportHook, ReconstructionPicturesHook, TeacherGuardHook
+from .hooks import (
+    EncoderExportHook,
+    GeoMIMEncoderExportHook,
+    GeoMIMTeacherGuardHook,
+    ReconstructionPicturesHook,
+    TeacherGuardHook,
+)
 from .metric import ReconstructionMetric
 from .model import GeoMIMPretrainer
 from .optim_wrappers import SkipNonFiniteAmpOptimWrapper, SkipNonFiniteOptimWrapper
 from .preprocessor import GeoMIMDataPreprocessor
-from .randomness import EpochSeedHook, IterationSeedHook
+from .randomness import EpochSeedHook, GeoMIMSeedHook, IterationSeedHook
 
 compat.apply()
 
@@ -18,8 +24,11 @@ __all__ = [
     'EncoderExportHook',
     'EpochSeedHook',
     'GeoMIMDataPreprocessor',
+    'GeoMIMEncoderExportHook',
     'GeoMIMPretrainer',
+    'GeoMIMSeedHook',
     'GeoMIMSwin',
+    'GeoMIMTeacherGuardHook',
     'IterationSeedHook',
     'ReconstructionMetric',
     'ReconstructionPicturesHook',

@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import random
 from contextlib import contextmanager
-from dataclasses import fields, replace
-from pathlib import Path
-from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple
+from typing import Any, Dict, Iterator, List, Optional, Tuple
 
 import numpy as np
 import torch
@@ -18,12 +16,10 @@ from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
-from torch import Tensor, nn
+from torch import nn
 
-from ..checkpoints.loading import check_encoder_layouts, write_encoders
-from ..method.camera import CameraRig
-from ..method.depth import depth_maps
-from ..teachers.guard import TeacherGuard
+from ..adapter.hooks import ExportsEncoder, GuardsTeacher
+from ..adapter.step import PretrainBatch
 from .pictures import PanelConfig, reconstruction_panel
 
 _SEED = 0  # of what is drawn for a picture, so that pictures compare over time
@@ -54,18 +50,6 @@ def left_as_found(model: nn.Module) -> Iterator[None]:
         np.random.set_state(states[1])
 
 
-def first_samples(inputs: Dict[str, Any], count: int) -> Dict[str, Any]:
-    """Preprocessed inputs (tensors and lists along samples, a ``CameraRig``) cut to the first ``count`` samples."""
-    cut: Dict[str, Any] = {}
-    for name, value in inputs.items():
-        if isinstance(value, CameraRig):
-            matrices = {field.name: getattr(value, field.name) for field in fields(value) if field.name != 'names'}
-            cut[name] = replace(value, **{key: matrix[:count] for key, matrix in matrices.items()})
-        else:
-            cut[name] = value[:count] if isinstance(value, (Tensor, list, tuple)) else value
-    return cut
-
-
 @HOOKS.register_module()
 class ReconstructionPicturesHook(Hook):
     """Hands pictures of the reconstruction to the Runner's visualizer, whose backends write PNG or TensorBoard files.
@@ -92,7 +76,7 @@ class ReconstructionPicturesHook(Hook):
         if samples not in ('current', 'first'):
             raise ValueError(f"ReconstructionPicturesHook: samples must be 'current' or 'first', got {samples!r}")
         self.interval, self.num_samples, self.samples, self.width = interval, num_samples, samples, width
-        self._kept: Optional[Dict[str, Any]] = None
+        self._kept: Optional[PretrainBatch] = None
 
     @master_only
     def after_train_iter(
@@ -111,25 +95,16 @@ class ReconstructionPicturesHook(Hook):
             if due:
                 self._draw(runner, model, kept)
 
-    def _prepare(self, model: nn.Module, data_batch: Any) -> Dict[str, Any]:
-        data = model.data_preprocessor(data_batch, False)
-        data_samples = data.get('data_samples')
-        return {
-            'inputs': first_samples(data['inputs'], self.num_samples),
-            'data_samples': data_samples[: self.num_samples] if data_samples is not None else None,
-        }
+    def _prepare(self, model: nn.Module, data_batch: Any) -> PretrainBatch:
+        return PretrainBatch(**model.data_preprocessor(data_batch, False)['inputs']).first(self.num_samples)
 
-    def _draw(self, runner: Runner, model: nn.Module, batch: Dict[str, Any]) -> None:
-        output = model(**batch, mode='tensor')
-        images, rig = batch['inputs']['images'], batch['inputs']['rig']
-        depth_map = batch['inputs'].get('depth_map')
-        if depth_map is None:
-            depth_map = depth_maps(batch['inputs']['points'], rig, tuple(images.shape[-2:]))
+    def _draw(self, runner: Runner, model: nn.Module, batch: PretrainBatch) -> None:
+        output = model(vars(batch), mode='tensor')
         view = model.student.config.view_transform
         statistics = _pixel_statistics(model.data_preprocessor)
         config = PanelConfig(view.depth_bins, view.stride, view.output_grid, width=self.width, **statistics)
-        for sample in range(images.shape[0]):
-            panel = reconstruction_panel(output, images, rig, depth_map, config, sample)
+        for sample in range(batch.rig.batch_size):
+            panel = reconstruction_panel(output, batch.images, batch.rig, config, sample)
             runner.visualizer.add_image(f'reconstruction_{sample}', panel, runner.iter + 1)
 
 
@@ -139,82 +114,44 @@ def _pixel_statistics(preprocessor: nn.Module) -> Dict[str, Tuple[float, ...]]:
     return {name: tuple(value.flatten().tolist()) for name, value in found.items() if value is not None}
 
 
-@HOOKS.register_module()
-class TeacherGuardHook(Hook):
-    """Makes sure that the teacher is frozen, stays as it was loaded, and gives the raster of the student.
-
-    Args:
-        interval: iterations between comparisons of the teacher's weights, None for the end of every epoch only.
-
-    Raises:
-        RuntimeError: a teacher that trains, or whose weights have changed; names the module or tensor.
-        ValueError: a teacher's record that does not fit the student's grid.
-    """
-
-    def __init__(self, interval: Optional[int] = None) -> None:
-        if interval is not None and interval < 1:
-            raise ValueError(f'TeacherGuardHook: interval must be at least 1 iteration, got {interval}')
-        self.interval = interval
-        self._guard: Optional[TeacherGuard] = None
+@HOOKS.register_module(name=['GeoMIMTeacherGuardHook', 'TeacherGuardHook'])
+class GeoMIMTeacherGuardHook(GuardsTeacher, Hook):
+    """Checks and arguments are those of :class:`geomim.adapter.hooks.GuardsTeacher`."""
 
     def before_train(self, runner: Runner) -> None:
-        """Check mode, gradients, optimizer and record; remember the weights."""
+        """Check everything; remember the weights."""
         model = unwrapped(runner.model)
-        teacher = getattr(model, 'teacher', None)
-        if teacher is None:
-            runner.logger.info('TeacherGuardHook: the model has no teacher, nothing to guard')
+        if getattr(model, 'teacher', None) is None:
+            runner.logger.info(f'{type(self).__name__}: the model has no teacher, nothing to guard')
             return
-        self._guard = TeacherGuard(teacher)
-        self._guard.check_mode()
         optimizers = [wrapper.optimizer for wrapper in _wrappers(runner.optim_wrapper)]
-        self._guard.check_frozen(group for optimizer in optimizers for group in optimizer.param_groups)
-        student = model.student.config
-        teacher.record.check_student(student.view_transform.output_grid, student.target.channels)
+        self.start_guarding(model, (group for optimizer in optimizers for group in optimizer.param_groups))
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
         """Check the mode at an epoch's start: the loop has just called ``model.train()``."""
-        due = batch_idx == 0 or (self.interval is not None and runner.iter % self.interval == 0)
-        if due and self._guard is not None:
-            self._guard.check_mode()
+        self.check_mode(batch_idx == 0, runner.iter)
 
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Optional[dict] = None
     ) -> None:
         """Compare the weights, if an interval is set."""
-        due = self.interval is not None and self.every_n_train_iters(runner, self.interval)
-        if due and self._guard is not None:
-            self._guard.check_unchanged()
+        if self.interval is not None and self.every_n_train_iters(runner, self.interval):
+            self.check_unchanged()
 
     def after_train_epoch(self, runner: Runner) -> None:
         """Compare the weights with those at the start."""
-        if self._guard is not None:
-            self._guard.check_unchanged()
+        self.check_unchanged()
 
 
 def _wrappers(optim_wrapper: Any) -> List[Any]:
     return list(optim_wrapper.values()) if hasattr(optim_wrapper, 'values') else [optim_wrapper]
 
 
-@HOOKS.register_module()
-class EncoderExportHook(Hook):
-    """Writes the student's encoder in the layouts that finetuning loads, into the run's working directory.
-
-    Args:
-        filename: a layout's name goes before its suffix: ``encoder.pth`` becomes ``encoder_bevdet.pth``.
-        layouts: names that ``geomim.checkpoints.loading.export_encoder`` knows.
-        every_epoch: also after every epoch, over the same files.
-
-    Raises:
-        ValueError: no layout, or one that is not known.
-    """
+@HOOKS.register_module(name=['GeoMIMEncoderExportHook', 'EncoderExportHook'])
+class GeoMIMEncoderExportHook(ExportsEncoder, Hook):
+    """Files and arguments are those of :class:`geomim.adapter.hooks.ExportsEncoder`."""
 
     priority = 'VERY_LOW'
-
-    def __init__(
-        self, filename: str = 'encoder.pth', layouts: Sequence[str] = ('bevdet', 'mmdet'), every_epoch: bool = False
-    ) -> None:
-        self.filename, self.every_epoch = filename, every_epoch
-        self.layouts = check_encoder_layouts(layouts, type(self).__name__)
 
     @master_only
     def after_train_epoch(self, runner: Runner) -> None:
@@ -228,6 +165,8 @@ class EncoderExportHook(Hook):
         self._write(runner)
 
     def _write(self, runner: Runner) -> None:
-        written = write_encoders(unwrapped(runner.model).student, Path(runner.work_dir) / self.filename, self.layouts)
-        for layout, path in written.items():
-            runner.logger.info(f'encoder for finetuning ({layout} layout): {path}')
+        self.export(unwrapped(runner.model).student, runner.work_dir, runner.logger.info)
+
+
+# their former names
+TeacherGuardHook, EncoderExportHook = GeoMIMTeacherGuardHook, GeoMIMEncoderExportHook

@@ -16,9 +16,9 @@ from mmengine.structures import BaseDataElement
 from torch import Tensor, nn
 
 from ..adapter.measures import measure
+from ..adapter.step import PretrainBatch, pretrain_step
 from ..checkpoints.loading import load_pretrained
 from ..method.config import config_from_dict
-from ..method.depth import depth_maps
 from ..method.pretrainer import GeoMIM, PretrainOutput
 from .randomness import current_mask_generator
 
@@ -31,7 +31,7 @@ class GeoMIMPretrainer(BaseModel):
 
     Args:
         student: the student's sizes, see :func:`geomim.method.config.config_from_dict`.
-        teacher: config of a module that turns point clouds into BEV maps (``LidarTeacher``, ``GivenBEVTeacher``).
+        teacher: config of a module that turns point clouds into BEV maps (``GeoMIMLidarTeacher``, ``GivenBEVTeacher``).
         init_from: MixMAE or pretraining checkpoint that starts the student; random weights if None.
         mask_seed: the masks are a function of this seed, the iteration and, unless ``masks_per_rank`` is False, the rank.
         sync_bn: batch statistics of the view transformation over all GPUs, as in the reference; needs CUDA and several ranks.
@@ -91,25 +91,19 @@ class GeoMIMPretrainer(BaseModel):
         if mode == 'tensor':
             return result
         if mode == 'predict':
-            return self._measured_samples(inputs, result, data_samples)
+            return self._measured_samples(result, data_samples)
         raise ValueError(f"mode must be 'loss', 'predict' or 'tensor', got {mode!r}")
 
     def run_student(self, inputs: Dict[str, Any], generator: Optional[torch.Generator] = None) -> PretrainOutput:
         """One pass over a preprocessed batch, with masks drawn from ``generator``."""
-        images, rig = inputs['images'], inputs['rig']
-        target_bev = self.teacher(inputs['points'])
-        depth = inputs.get('depth_map')
-        if depth is None:
-            depth = depth_maps(inputs['points'], rig, self.student.config.view_transform.image_size)
-        masks = self.student.draw_masks(images.device, generator)
-        return self.student(images, rig, target_bev, depth, masks)
+        return pretrain_step(PretrainBatch(**inputs), self.student, self.teacher, generator)
 
     def _measured_samples(
-        self, inputs: Dict[str, Any], result: PretrainOutput, data_samples: Optional[Sequence[BaseDataElement]]
+        self, result: PretrainOutput, data_samples: Optional[Sequence[BaseDataElement]]
     ) -> List[BaseDataElement]:
         batch = len(result.target)
         samples = list(data_samples) if data_samples is not None else [BaseDataElement() for _ in range(batch)]
-        figures = measure(inputs, result, self.student)
+        figures = measure(result)
         for index, sample in enumerate(samples):
             sample.set_metainfo({'geomim': {name: values[index] for name, values in figures.items()}})
         return samples

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..atomic import atomic_path
 from ..method.camera import CameraRig
-from ..method.depth import DepthBins, depth_labels
+from ..method.depth import DepthBins
 from ..method.grid import AXIS_ORDERS, BEVGrid
 from ..method.masking import resize_masks
 from ..method.pretrainer import PretrainOutput
@@ -87,9 +87,9 @@ def expected_depth(probabilities: Tensor, bins: DepthBins) -> np.ndarray:
     return values.numpy()
 
 
-def label_depth(depth_map: Tensor, bins: DepthBins, stride: int) -> np.ndarray:
-    """Depth maps (N, H, W) metres, 0 = none -> (N, h, w) metres: the middle of each label's bin, NaN without one."""
-    labels = depth_labels(depth_map.detach().float().cpu(), bins, stride)
+def label_depth(labels: Tensor, bins: DepthBins) -> np.ndarray:
+    """Depth labels (N, h, w), -1 = none -> (N, h, w) metres: the middle of each label's bin, NaN without one."""
+    labels = labels.cpu()
     depth = bin_centres(bins)[labels.clamp(min=0)]
     return torch.where(labels >= 0, depth, torch.full_like(depth, float('nan'))).numpy()
 
@@ -158,7 +158,7 @@ def colour_error(predictions: Sequence[Tensor], target: Tensor) -> Tuple[np.ndar
 
 
 def reconstruction_panel(
-    output: PretrainOutput, images: Tensor, rig: CameraRig, depth_map: Tensor, config: PanelConfig, sample: int = 0
+    output: PretrainOutput, images: Tensor, rig: CameraRig, config: PanelConfig, sample: int = 0
 ) -> np.ndarray:
     """One sample of a pretraining pass, side by side: camera pictures above, BEV maps below.
 
@@ -166,7 +166,6 @@ def reconstruction_panel(
         output: what the pass computed.
         images: (B, N, 3, H, W), normalised RGB.
         rig: names of the N cameras.
-        depth_map: (B, N, H, W) metres, 0 = none.
         config: scales and sizes.
         sample: which of the B samples.
 
@@ -178,7 +177,7 @@ def reconstruction_panel(
     """
     if not 0 <= sample < images.shape[0]:
         raise ValueError(f'sample {sample} is not in a batch of {images.shape[0]}')
-    cameras = _camera_strips(output, images[sample], depth_map[sample], rig.names, config, sample)
+    cameras = _camera_strips(output, images[sample], rig.names, config, sample)
     return np.concatenate([*cameras, _bev_strip(output, config, sample)])
 
 
@@ -198,7 +197,6 @@ def save_png(path: Union[str, Path], panel: np.ndarray) -> None:
 def _camera_strips(
     output: PretrainOutput,
     images: Tensor,
-    depth_map: Tensor,
     names: Optional[Sequence[str]],
     config: PanelConfig,
     sample: int,
@@ -207,7 +205,7 @@ def _camera_strips(
     pictures = denormalise(images, config.mean, config.std)
     bins = config.depth_bins
     predicted = expected_depth(output.depth[0][sample * cams : (sample + 1) * cams], bins)
-    measured = label_depth(depth_map, bins, config.stride)
+    measured = label_depth(output.depth_labels[sample], bins)
     scale = f'{bins.lower:g} m blue to {bins.upper:g} m red'
     rows = [('input', list(pictures))]
     for copy, mask in enumerate(output.masks):

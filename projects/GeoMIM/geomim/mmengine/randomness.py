@@ -53,6 +53,11 @@ class IterationSeedHook(Hook):
         torch.manual_seed(derived_seed('iteration', runner.seed or 0, runner.iter, get_rank()))
 
 
+@HOOKS.register_module()
+class GeoMIMSeedHook(EpochSeedHook, IterationSeedHook):
+    """Seeds at the start of each epoch and before each iteration, as the hook of this name does in BEVDet codebases."""
+
+
 @FUNCTIONS.register_module(name='geomim_worker_init')
 def worker_init(worker_id: int) -> None:
     """Seeds a data worker from torch's own per-epoch seed, so that augmentations change from epoch to epoch."""

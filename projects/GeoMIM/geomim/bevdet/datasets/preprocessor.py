@@ -11,17 +11,19 @@ import torch
 from mmengine.registry import MODELS
 from torch import Tensor
 
+from ...method.depth import check_points
 from ...mmengine.preprocessor import GeoMIMDataPreprocessor
 from ...mmengine.rig import sample_name
 
 # Last dimensions of each input; F and N come from the images
 _TAILS: Dict[str, Tuple[int, ...]] = {
-    'sensor2ego': (4, 4),
+    'cam2ego': (4, 4),
     'ego2global': (4, 4),
     'intrinsics': (3, 3),
     'img_aug': (4, 4),
 }
 _REQUIRED = ('images', *_TAILS, 'bev_aug')
+_FOR_DEPTH = ('depth_map', 'points', 'cam2lidar')
 
 
 @MODELS.register_module()
@@ -42,8 +44,9 @@ class BEVDetDataPreprocessor(GeoMIMDataPreprocessor):
             training: not used; nothing here is random.
 
         Returns:
-            ``inputs``: images (B, F, N, 3, H, W) float32, normalised; sensor2ego, ego2global, img_aug (B, F, N, 4, 4),
-            intrinsics (B, F, N, 3, 3), bev_aug (B, 4, 4), and depth_map (B, N, H, W) metres if there was one, float32.
+            ``inputs``: images (B, F, N, 3, H, W) float32, normalised; cam2ego, ego2global, img_aug (B, F, N, 4, 4),
+            intrinsics (B, F, N, 3, 3), bev_aug (B, 4, 4), and, if there were any, depth_map (B, N, H, W) metres, points, B
+            (M, 3), and cam2lidar (B, N, 4, 4), float32.
             ``data_samples``: on the device.
 
         Raises:
@@ -53,8 +56,13 @@ class BEVDetDataPreprocessor(GeoMIMDataPreprocessor):
         names = [sample_name(sample.metainfo) for sample in data_samples]
         metas = [sample.metainfo for sample in data_samples]
         self._check_batch(inputs, names)
+        for points, meta, name in zip(inputs.get('points', ()), metas, names):
+            check_points(points, f'{name}, {meta.get("lidar_path", "points")}')
         self._check_cameras(inputs['images'], metas, names)
-        batch = {key: torch.stack(self._move(inputs[key])).float() for key in inputs if key != 'images'}
+        stacked = [key for key in inputs if key not in ('images', 'points')]
+        batch: Dict[str, Any] = {key: torch.stack(self._move(inputs[key])).float() for key in stacked}
+        if 'points' in inputs:
+            batch['points'] = [points.float() for points in self._move(inputs['points'])]
         batch['images'] = self._normalise(self._move(inputs['images']))
         return {'inputs': batch, 'data_samples': self.cast_data(data_samples)}
 
@@ -75,11 +83,11 @@ class BEVDetDataPreprocessor(GeoMIMDataPreprocessor):
                 )
         frames, cams, _, height, width = first.shape
         expected = {key: (frames, cams, *tail) for key, tail in _TAILS.items()}
-        expected.update(bev_aug=(4, 4), depth_map=(cams, height, width))
+        expected.update(bev_aug=(4, 4), depth_map=(cams, height, width), cam2lidar=(cams, 4, 4))
         for key, tensors in inputs.items():
-            if key not in ('images', *expected):
+            if key not in (*_REQUIRED, *_FOR_DEPTH):
                 raise ValueError(
-                    f'{names[0]}: unknown input {key!r}; there may be {", ".join((*_REQUIRED, "depth_map"))}'
+                    f'{names[0]}: unknown input {key!r}; there may be {", ".join((*_REQUIRED, *_FOR_DEPTH))}'
                 )
             self._check_tensors(key, tensors, names, expected.get(key))
 
@@ -90,7 +98,7 @@ class BEVDetDataPreprocessor(GeoMIMDataPreprocessor):
         for tensor, name in zip(tensors, names):
             if shape is not None and tuple(tensor.shape) != shape:
                 raise ValueError(f'{name}: {key} has shape {tuple(tensor.shape)}, expected {shape} to fit the images')
-            if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            if key != 'points' and tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
                 where = (~torch.isfinite(tensor)).nonzero()[0].tolist()
                 raise ValueError(f'{name}: {key}{where} is {tensor[tuple(where)].item()}, it must be finite')
 

@@ -15,7 +15,7 @@ from mmdet3d.datasets.transforms import Pack3DDetInputs
 from mmengine.registry import TRANSFORMS
 from torch import Tensor
 
-from ...method.depth import check_points, project_points
+from ...method.depth import check_points, depth_maps
 from ...mmdet3d.loading import image_size, point_source
 from ...mmdet3d.transforms import SurroundImageAug, warp_image
 from ...mmengine.rig import build_rig, sample_name
@@ -138,7 +138,8 @@ class BEVDetBEVAug(BaseTransform):
 class KeyFrameDepthMaps(BaseTransform):
     """Projects the key frame's LiDAR points into its augmented images; of several in a pixel the nearest counts.
 
-    Goes after ``SurroundFramesAug``; the points must be in the LiDAR frame, without BEV augmentation, as loaded.
+    For pipelines that want the depth maps themselves: without it the detector makes the same ones on its device. Goes after
+    ``SurroundFramesAug``; the points must be in the LiDAR frame, without BEV augmentation, as loaded.
 
     Args:
         depth_range: (lower, upper) metres; nearer and farther points do not count, upper excluded (BEVDet's
@@ -164,16 +165,8 @@ class KeyFrameDepthMaps(BaseTransform):
         points = results['points'].tensor
         check_points(points, point_source(results))
         key = results['frames'][0]
-        height, width = image_size(key)
-        uv, depth = (value.numpy() for value in project_points(points, build_rig([key]), 0))
-        u, v = uv[..., 0], uv[..., 1]
-        counts = (u >= 0) & (u < width) & (v >= 0) & (v < height)
-        counts &= (depth >= self.depth_range[0]) & (depth < self.depth_range[1])
-        camera = np.nonzero(counts)[0]
-        maps = np.full((len(depth), height, width), np.inf, dtype=np.float32)
-        np.minimum.at(maps, (camera, v[counts].astype(int), u[counts].astype(int)), depth[counts])
-        maps[np.isinf(maps)] = 0
-        results['depth_map'] = maps
+        maps = depth_maps([points], build_rig([key]), image_size(key), 'nearest', self.depth_range)
+        results['depth_map'] = maps[0].numpy()
         return results
 
     def __repr__(self) -> str:
@@ -196,8 +189,9 @@ class PackBEVDetInputs(Pack3DDetInputs):
         gt_occupancy and gt_bev_map into ``data_samples``, if there are such labels.
 
     Returns (``inputs``):
-        images (F, N, 3, H, W) uint8 BGR; sensor2ego, ego2global, img_aug (F, N, 4, 4), intrinsics (F, N, 3, 3), bev_aug
-        (4, 4), float32; depth_map (N, H, W) float32, if there is one. The common frame that ``ego2global`` leads to is the
+        images (F, N, 3, H, W) uint8 BGR; cam2ego, ego2global, img_aug (F, N, 4, 4), intrinsics (F, N, 3, 3), bev_aug
+        (4, 4), float32; of the key frame, for depth labels, if there are any, depth_map (N, H, W), or points (M, 3) as
+        loaded, in the LiDAR frame, and cam2lidar (N, 4, 4), float32. The common frame that ``ego2global`` leads to is the
         key ego frame, for the sake of float32.
 
     Raises:
@@ -227,7 +221,7 @@ class PackBEVDetInputs(Pack3DDetInputs):
         images = np.stack([np.stack(frame['img']) for frame in frames])  # F, N, H, W, 3
         inputs = {
             'images': torch.from_numpy(np.ascontiguousarray(images.transpose(0, 1, 4, 2, 3))),
-            'sensor2ego': _stacked(frames, 'cam2ego'),
+            'cam2ego': _stacked(frames, 'cam2ego'),
             'ego2global': torch.from_numpy(frame_poses(frames)).float(),
             'intrinsics': _stacked(frames, 'cam2img'),
             'img_aug': _stacked(frames, 'img_aug_matrix'),
@@ -235,6 +229,9 @@ class PackBEVDetInputs(Pack3DDetInputs):
         }
         if 'depth_map' in results:
             inputs['depth_map'] = torch.from_numpy(np.asarray(results['depth_map'])).float()
+        elif 'points' in results:
+            inputs['points'] = results['points'].tensor[:, :3].float().contiguous()
+            inputs['cam2lidar'] = build_rig(frames[:1]).cam2bev[0]
         return inputs
 
     @staticmethod

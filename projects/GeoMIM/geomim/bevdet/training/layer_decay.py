@@ -12,7 +12,9 @@ from torch import nn
 from ...adapter.layer_decay import LayerDecay, describe_groups
 
 
-@OPTIM_WRAPPER_CONSTRUCTORS.register_module()
+@OPTIM_WRAPPER_CONSTRUCTORS.register_module(
+    name=['GeoMIMLayerDecayOptimizerConstructor', 'LayerDecayOptimWrapperConstructor']
+)
 class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
     """The groups of :class:`geomim.adapter.layer_decay.LayerDecay`; ``paramwise_cfg`` holds its decay_rate, num_layers, backbone.
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from ...method.camera import CameraRig, inverse
 
 _BEVDET_NAMES = ('imgs', 'sensor2egos', 'ego2globals', 'intrins', 'post_rots', 'post_trans', 'bda')
-_MATRIX_SIDES = {'sensor2ego': 4, 'ego2global': 4, 'intrinsics': 3, 'img_aug': 4}
+_MATRIX_SIDES = {'cam2ego': 4, 'ego2global': 4, 'intrinsics': 3, 'img_aug': 4}
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class SurroundFrames:
 
     Args:
         images: (B, F, N, 3, H, W), normalised.
-        sensor2ego: (B, F, N, 4, 4), each camera to the ego of its own time stamp.
+        cam2ego: (B, F, N, 4, 4), each camera to the ego of its own time stamp.
         ego2global: (B, F, N, 4, 4), that ego to the map.
         intrinsics: (B, F, N, 3, 3), pixels of the images before augmentation.
         img_aug: (B, F, N, 4, 4), pixels before to pixels after image augmentation: (u', v', 1) = A[:3, :3] (u, v, 1) + A[:3, 3].
@@ -35,7 +35,7 @@ class SurroundFrames:
     """
 
     images: Tensor
-    sensor2ego: Tensor
+    cam2ego: Tensor
     ego2global: Tensor
     intrinsics: Tensor
     img_aug: Tensor
@@ -97,7 +97,7 @@ class SurroundFrames:
         frame_major = {name: named[name].unflatten(1, (num_frames, cams)) for name in _BEVDET_NAMES[1:-1]}
         return cls(
             images=named['imgs'].unflatten(1, (cams, num_frames)).transpose(1, 2),
-            sensor2ego=frame_major['sensor2egos'],
+            cam2ego=frame_major['sensor2egos'],
             ego2global=frame_major['ego2globals'],
             intrinsics=frame_major['intrins'],
             img_aug=_homogeneous(frame_major['post_rots'], frame_major['post_trans']),
@@ -116,26 +116,26 @@ class SurroundFrames:
     def num_cams(self) -> int:
         return self.images.shape[2]
 
-    def sensor2key(self) -> Tensor:
+    def cam2key(self) -> Tensor:
         """(B, F, N, 4, 4): each camera, at its own time, to the key ego. Computed in float64: maps are kilometres wide."""
         key = inverse(self.ego2global[:, :1, :1].double())
-        return self._in_given_precision(key @ self.ego2global.double() @ self.sensor2ego.double())
+        return self._in_given_precision(key @ self.ego2global.double() @ self.cam2ego.double())
 
-    def sensor2older(self) -> Tensor:
+    def cam2older(self) -> Tensor:
         """(B, F - 1, N, 4, 4): each camera to the same camera one frame earlier."""
-        sensor2global = self.ego2global.double() @ self.sensor2ego.double()
-        return self._in_given_precision(inverse(sensor2global[:, 1:]) @ sensor2global[:, :-1])
+        cam2global = self.ego2global.double() @ self.cam2ego.double()
+        return self._in_given_precision(inverse(cam2global[:, 1:]) @ cam2global[:, :-1])
 
     def _in_given_precision(self, poses: Tensor) -> Tensor:
         """As the given poses, at least float32; float64 stays, so that a detector can be checked in it."""
-        return poses.to(torch.promote_types(self.sensor2ego.dtype, torch.float32))
+        return poses.to(torch.promote_types(self.cam2ego.dtype, torch.float32))
 
-    def rig(self, frame: int, sensor2key: Tensor, placed: Optional[int] = None) -> CameraRig:
+    def rig(self, frame: int, cam2key: Tensor, placed: Optional[int] = None) -> CameraRig:
         """The cameras of a frame as the view transformation sees them: the key ego takes the place of the LiDAR.
 
         Args:
             frame: whose intrinsics and image augmentation count.
-            sensor2key: of :meth:`sensor2key`, all frames.
+            cam2key: of :meth:`cam2key`, all frames.
             placed: the frame whose poses place the image features, by default the same; 0 leaves the alignment for later.
 
         Returns:
@@ -144,8 +144,8 @@ class SurroundFrames:
         """
         return CameraRig(
             intrinsics=self.intrinsics[:, frame],
-            cam2ego=sensor2key[:, 0],
-            cam2bev=sensor2key[:, frame if placed is None else placed],
+            cam2ego=cam2key[:, 0],
+            cam2bev=cam2key[:, frame if placed is None else placed],
             img_aug=self.img_aug[:, frame],
             bev_aug=self.bev_aug,
         )
