@@ -247,7 +247,9 @@ class References:
         for folder in self.folders:
             if (folder / name).exists():
                 return folder / name
-        return pytest.skip(f'no {name} in {", ".join(map(str, self.folders))}; set GEOMIM_REFERENCE to a folder with it')
+        return pytest.skip(
+            f'no {name} in {", ".join(map(str, self.folders))}; set GEOMIM_REFERENCE to a folder with it'
+        )
 
 
 @pytest.fixture(scope='session')
