@@ -5,8 +5,9 @@ Shape legend: B samples, N cameras of a rig. Homogeneous matrices map column vec
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass, fields, replace
-from typing import Optional, Sequence, Tuple
+from typing import Any, ContextManager, Optional, Sequence, Tuple
 
 import torch
 from torch import Tensor
@@ -21,9 +22,12 @@ def inverse(matrices: Tensor) -> Tensor:
     return torch.linalg.inv_ex(matrices).inverse
 
 
-def full_precision(tensor: Tensor) -> torch.autocast:
+def full_precision(tensor: Tensor) -> ContextManager[Any]:
     """Autocast switched off for geometry: half precision would misplace points by decimetres."""
-    return torch.autocast(tensor.device.type, enabled=False)
+    try:
+        return torch.autocast(tensor.device.type, enabled=False)
+    except RuntimeError:  # a device type without autocast, such as `meta`
+        return contextlib.nullcontext()
 
 
 def _expect_shape(name: str, value: Tensor, shape: Tuple[int, ...]) -> None:
