@@ -113,10 +113,10 @@ def test_a_folder_belongs_to_one_length(tmp_path: Path) -> None:
 
 def test_the_detector_fits_images_of_any_size(tmp_path: Path) -> None:
     Config = pytest.importorskip('mmengine.config').Config
-    steps = _load('steps')
+    runs = _load('runs')
     (tmp_path / 'v1.0-mini').mkdir()
     table = tmp_path / 'v1.0-mini' / 'sample_data.json'
-    data = steps.Data(tmp_path, 'v1.0-mini', tmp_path, {})
+    data = runs.Data(tmp_path, 'v1.0-mini', tmp_path, {})
     table.write_text('[{"height": 0, "width": 0}, {"height": 225, "width": 400}]')
     assert finetuning.image_options(Config.fromfile(finetuning.DETECTOR, import_custom_modules=False), data) == []
     table.write_text('[{"height": 0, "width": 0}, {"height": 900, "width": 1600}]')
