@@ -1,4 +1,4 @@
-"""make upstream: narrow lines say the same, foreign folders are refused, and a checkout's own lint configuration passes."""
+"""make upstream: foreign folders are refused, and a checkout's own lint configuration passes."""
 
 from __future__ import annotations
 
@@ -38,11 +38,6 @@ def upstream(monkeypatch: Any) -> ModuleType:
 
 
 @pytest.fixture
-def narrow(upstream: ModuleType) -> Any:
-    return upstream.narrow
-
-
-@pytest.fixture
 def checkout(tmp_path: Path) -> Path:
     """What is looked for in a checkout."""
     root = tmp_path / 'checkout'
@@ -52,74 +47,6 @@ def checkout(tmp_path: Path) -> Path:
     (root / 'setup.cfg').write_text('[yapf]\nBASED_ON_STYLE = pep8\n')
     (root / '.pre-commit-config.yaml').write_text(PRE_COMMIT)
     return root
-
-
-SOURCE = '''"""A summary that is much longer than what the other repository allows for a line, and goes on."""
-
-
-class Thing:
-    """Short.
-
-    Args:
-        first: an entry whose explanation does not fit into the seventy-nine characters of a line at all, so it is spilled.
-        second: short.
-
-    - a point of a list, which is likewise much too long for one line of the other repository, is it not
-    - another
-
-    Table   with   columns
-    """
-
-    value = {'number': 12}  # a comment behind code that is longer than what is allowed over there, and moves
-
-    def method(self, name: str, size: int) -> str:
-        # A comment alone on its line, which is longer than what is allowed over there, and so is spilled over to
-        # the next one.
-        raise ValueError(
-            f'{name}: a message with {size} numbers and a {{brace}} that is longer than it may be, {self.value["number"]} of them'
-        )
-
-
-PATH = 'https://example.org/a/path/without/a/single/space/that/nobody/can/break/anywhere/at/all'
-'''
-
-
-def test_narrow_lines_say_the_same(narrow: Any) -> None:
-    result = narrow(SOURCE)
-    long = [line for line in result.splitlines() if len(line) > 79]
-    assert [line.split(' ')[0] for line in long] == ['PATH']
-    before, after = {}, {}
-    for source, names in ((SOURCE, before), (result, after)):
-        exec(compile(source, 'source', 'exec'), names)
-        with pytest.raises(ValueError, match='numbers') as raised:
-            names['Thing']().method('here', 3)
-        names['message'] = str(raised.value)
-    assert after['message'] == before['message']
-    assert after['__doc__'].split() == before['__doc__'].split()
-    assert after['Thing'].__doc__.split() == before['Thing'].__doc__.split()
-    text = '\n'.join(line.strip() for line in result.splitlines())
-    assert 'Table   with   columns' in text
-    assert '        second: short.' in result
-    assert result.index('# a comment behind code') < result.index("value = {'number'")
-    assert narrow(result) == result
-
-
-def test_a_literal_is_not_cut_where_that_would_change_it(narrow: Any) -> None:
-    long = 'x' * 30
-    for code in (
-        f"call('{long} \\\\ \\n {long} {long} tail')",
-        f"call(f'{{value!r:>10}} {long} {{value if value else 0}} {long} {{{{no field}}}} {long}')",
-        f'call(r"{long} \\d it\'s {long} {long} tail")',
-        f"call(b'{long} {long} {long} tail')",
-        f"call('''{long} {long} {long} a text in three quotes stays as it is''')",
-        f"name = '{long} {long} {long} no bracket around it'",
-    ):
-        result = narrow(code + '\n')
-        if code.startswith('name'):
-            assert result == code + '\n'
-        else:
-            names = {'value': 3, 'call': lambda text: text}
-            assert eval(result.strip(), names) == eval(code, names)
 
 
 def test_what_is_no_checkout_is_refused(upstream: ModuleType, checkout: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Pictures for the demonstration's report, from the tables of nuscenes-devkit: boxes in all cameras, points and boxes from above."""
+"""Pictures for the demonstration's report: keyframes of nuscenes-devkit's tables as ``geomim.bevdet.inference.drawing`` draws them."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ import cv2
 import numpy as np
 import report
 
+from geomim.bevdet.inference import drawing
+
 PLACES = (
     ('CAM_FRONT_LEFT', 'CAM_FRONT', 'CAM_FRONT_RIGHT'),
     ('CAM_BACK_LEFT', 'CAM_BACK', 'CAM_BACK_RIGHT'),
 )
 REACH, PIXELS = 50.0, 700  # metres to each side, pixels of the view from above
-TRUE, FOUND = (40, 120, 40), (200, 30, 30)  # RGB
 MIN_SCORE = 0.2
 
 
@@ -34,58 +35,6 @@ def validation_samples(tables: Any, version: str) -> List[Dict[str, Any]]:
     return [sample for sample in tables.sample if sample['scene_token'] in scenes]
 
 
-def camera_mosaic(tables: Any, sample: Dict[str, Any]) -> np.ndarray:
-    """The six cameras of a keyframe with the annotated boxes, (rows, columns, 3) uint8 RGB."""
-    rows = []
-    for names in PLACES:
-        tiles = [annotated_image(tables, sample['data'][name]) for name in names if name in sample['data']]
-        if tiles:
-            height = min(tile.shape[0] for tile in tiles)
-            rows.append(np.concatenate([fit_height(tile, height) for tile in tiles], axis=1))
-    width = min(row.shape[1] for row in rows)
-    return np.concatenate([row[:, :width] for row in rows])
-
-
-def fit_height(image: np.ndarray, height: int) -> np.ndarray:
-    width = round(image.shape[1] * height / image.shape[0])
-    return image if image.shape[0] == height else cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
-
-
-def annotated_image(tables: Any, token: str) -> np.ndarray:
-    """One image with its boxes, at most 640 pixels wide."""
-    path, boxes, intrinsics = tables.get_sample_data(token)
-    image = np.ascontiguousarray(cv2.imread(path)[..., ::-1])
-    scale = min(1.0, 640 / image.shape[1])
-    image = np.ascontiguousarray(cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA))
-    intrinsics = np.diag([scale, scale, 1.0]) @ intrinsics
-    for box in boxes:
-        colour = tuple(int(value) for value in reversed(tables.colormap[box.name]))  # the devkit turns it for OpenCV
-        box.render_cv2(image, intrinsics, normalize=True, colors=(colour, colour, colour), linewidth=1)
-    return image
-
-
-def top_view(tables: Any, sample: Dict[str, Any], found: Sequence[Dict[str, Any]] = ()) -> np.ndarray:
-    """Points, annotated boxes (green) and detections (red) from above; ahead is up, (PIXELS, PIXELS, 3) uint8 RGB."""
-    from nuscenes.utils.data_classes import LidarPointCloud
-    from pyquaternion import Quaternion
-
-    path, boxes, _ = tables.get_sample_data(sample['data']['LIDAR_TOP'])
-    image = np.full((PIXELS, PIXELS, 3), 255, dtype=np.uint8)
-    columns, rows = to_pixels(LidarPointCloud.from_file(path).points[:2])
-    inside = (columns >= 0) & (columns < PIXELS) & (rows >= 0) & (rows < PIXELS)
-    image[rows[inside], columns[inside]] = (150, 150, 160)
-    draw_boxes(image, [box for box in boxes if tables.get('sample_annotation', box.token)['num_lidar_pts'] > 0], TRUE)
-    record = tables.get('sample_data', sample['data']['LIDAR_TOP'])
-    moved = [detected_box(entry) for entry in found]
-    for box in moved:
-        for table in ('ego_pose', 'calibrated_sensor'):
-            pose = tables.get(table, record[f'{table}_token'])
-            box.translate(-np.array(pose['translation']))
-            box.rotate(Quaternion(pose['rotation']).inverse)
-    draw_boxes(image, moved, FOUND)
-    return image
-
-
 def detected_box(entry: Mapping[str, Any]) -> Any:
     """An entry of a results file as the devkit's box, global."""
     from nuscenes.utils.data_classes import Box
@@ -94,25 +43,19 @@ def detected_box(entry: Mapping[str, Any]) -> Any:
     return Box(entry['translation'], entry['size'], Quaternion(entry['rotation']))
 
 
-def to_pixels(points: np.ndarray) -> Tuple[np.ndarray, np.ndarray]:
-    """LiDAR x, y (2, M), metres -> columns, rows."""
-    scale = PIXELS / (2 * REACH)
-    columns, rows = np.floor((points[0] + REACH) * scale), np.floor((REACH - points[1]) * scale)
-    return columns.astype(int), rows.astype(int)
-
-
-def draw_boxes(image: np.ndarray, boxes: Sequence[Any], colour: Tuple[int, int, int]) -> None:
-    for box in boxes:
-        corners = np.stack(to_pixels(box.bottom_corners()[:2]), axis=1).astype(np.int32)
-        cv2.polylines(image, [corners], True, colour, 1, cv2.LINE_AA)
-
-
 def world_pictures(root: Path, version: str) -> List[report.Figure]:
     """A validation keyframe as its cameras show it."""
     tables = open_tables(root, version)
     samples = validation_samples(tables, version) or tables.sample
-    caption = 'A validation keyframe: its cameras with the annotated boxes, drawn by nuscenes-devkit.'
-    return [report.Figure(camera_mosaic(tables, samples[len(samples) // 3]), caption)]
+    sample = samples[len(samples) // 3]
+    by_class: Dict[str, List[Any]] = {}
+    for box in tables.get_boxes(sample['data']['LIDAR_TOP']):
+        by_class.setdefault(box.name, []).append(box)
+    groups = [(boxes, tables.colormap[name]) for name, boxes in by_class.items()]
+    caption = (
+        "A validation keyframe: its cameras with the annotated boxes, in nuscenes-devkit's colours of the classes."
+    )
+    return [report.Figure(cameras(tables, sample, groups), caption)]
 
 
 def read_results(tables: Any, version: str, results: Path) -> List[Tuple[Dict[str, Any], List[Dict[str, Any]]]]:
@@ -138,7 +81,8 @@ def detection_pictures(root: Path, version: str, results: Path, count: int = 2) 
             "From above: LiDAR points, annotated boxes (green), the teacher's detections with a score of at least "
             f'{MIN_SCORE:g} (red).'
         )
-        figures.append(report.Figure(top_view(tables, sample, sure), caption))
+        found = [detected_box(entry) for entry in sure]
+        figures.append(report.Figure(from_above(tables, sample, annotated(tables, sample), found), caption))
     return figures
 
 
@@ -152,7 +96,7 @@ def detector_pictures(root: Path, version: str, results: Path) -> List[report.Fi
     if not keyframes:
         return []
     sample, entries = keyframes[len(keyframes) // 3]
-    truth = [box for box in tables.get_boxes(sample['data']['LIDAR_TOP']) if points_inside(tables, box) > 0]
+    truth = annotated(tables, sample)
     sure = entries[: len(truth)]
     what = 'annotated boxes with LiDAR points (green), '
     if sure:
@@ -160,30 +104,32 @@ def detector_pictures(root: Path, version: str, results: Path) -> List[report.Fi
         what += f'the {len(sure)} surest of {len(entries)} detections (red; {scores})'
     else:
         what += 'no detection'
-    cameras, above = keyframe_pictures(tables, sample, truth, [detected_box(entry) for entry in sure])
+    found = [detected_box(entry) for entry in sure]
+    pictures = (
+        cameras(tables, sample, [(truth, drawing.TRUE), (found, drawing.FOUND)]),
+        from_above(tables, sample, truth, found),
+    )
     seen = 'The LiDAR points are for the eye; the detector did not see them.'
     return [
-        report.Figure(cameras, f'The detector started from GeoMIM, in the cameras: {what}.'),
-        report.Figure(above, f'The same keyframe from above; ahead is up, circles are 20 m apart: {what}. {seen}'),
+        report.Figure(pictures[0], f'The detector started from GeoMIM, in the cameras: {what}.'),
+        report.Figure(
+            pictures[1], f'The same keyframe from above; ahead is up, circles are 20 m apart: {what}. {seen}'
+        ),
     ]
 
 
-def points_inside(tables: Any, box: Any) -> int:
-    count: int = tables.get('sample_annotation', box.token)['num_lidar_pts']
-    return count
+def annotated(tables: Any, sample: Dict[str, Any]) -> List[Any]:
+    """The annotated boxes with LiDAR points, global."""
+    boxes = tables.get_boxes(sample['data']['LIDAR_TOP'])
+    return [box for box in boxes if tables.get('sample_annotation', box.token)['num_lidar_pts'] > 0]
 
 
-def keyframe_pictures(
-    tables: Any, sample: Dict[str, Any], truth: Sequence[Any], found: Sequence[Any]
-) -> Tuple[np.ndarray, np.ndarray]:
-    """A keyframe's cameras and its view from above with the devkit's boxes, which are global; (R, S, 3) uint8 RGB."""
-    from nuscenes.utils.data_classes import LidarPointCloud
-
-    from geomim.bevdet import drawing
-
-    ego2global, lidar2ego = poses(tables, sample['data']['LIDAR_TOP'])
-    boxes = [ego_boxes(group, np.linalg.inv(ego2global)) for group in (truth, found)]
-    groups = [drawing.DrawnBoxes(*pair) for pair in zip(boxes, (drawing.TRUE, drawing.FOUND))]
+def cameras(
+    tables: Any, sample: Dict[str, Any], groups: Sequence[Tuple[Sequence[Any], Tuple[int, int, int]]]
+) -> np.ndarray:
+    """A keyframe's cameras with groups of the devkit's global boxes and their colours, (R, S, 3) uint8 RGB."""
+    ego2global, _ = poses(tables, sample['data']['LIDAR_TOP'])
+    drawn = [drawing.DrawnBoxes(ego_boxes(boxes, np.linalg.inv(ego2global)), tuple(colour)) for boxes, colour in groups]
     names = [name for row in PLACES for name in row if name in sample['data']]
     images, projections = [], []
     for name in names:
@@ -191,10 +137,18 @@ def keyframe_pictures(
         images.append(cv2.imread(path)[..., ::-1])
         camera_ego2global, camera2ego = poses(tables, sample['data'][name])
         projections.append(intrinsics @ (np.linalg.inv(camera_ego2global @ camera2ego) @ ego2global)[:3])
+    return drawing.draw_cameras(images, drawn, np.stack(projections), names)
+
+
+def from_above(tables: Any, sample: Dict[str, Any], truth: Sequence[Any], found: Sequence[Any]) -> np.ndarray:
+    """A keyframe's LiDAR points and the devkit's global boxes from above, (R, S, 3) uint8 RGB."""
+    from nuscenes.utils.data_classes import LidarPointCloud
+
+    ego2global, lidar2ego = poses(tables, sample['data']['LIDAR_TOP'])
+    found_boxes, true_boxes = (ego_boxes(boxes, np.linalg.inv(ego2global)) for boxes in (found, truth))
     cloud = LidarPointCloud.from_file(tables.get_sample_data_path(sample['data']['LIDAR_TOP']))
     points = cloud.points[:3].T @ lidar2ego[:3, :3].T + lidar2ego[:3, 3]
-    mosaic = drawing.draw_cameras(images, groups, np.stack(projections), names)
-    return mosaic, drawing.draw_bev(points, boxes[1], boxes[0], REACH, PIXELS)
+    return drawing.draw_bev(points, found_boxes, true_boxes, REACH, PIXELS)
 
 
 def poses(tables: Any, token: str) -> Tuple[np.ndarray, np.ndarray]:

@@ -15,17 +15,15 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections import defaultdict
 from pathlib import Path
 from typing import Dict, List, Sequence
 
 import yaml
-from reflow import narrow
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / 'tools'))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from bootstrap import cache_folder  # noqa: E402
 
+ROOT = Path(__file__).resolve().parents[2]
 PROJECT = 'projects/GeoMIM'
 LEFT_OUT = ('__pycache__', '*.egg-info', '*.pyc', 'py.typed')
 # hook of the checkout -> distribution that brings it
@@ -149,12 +147,13 @@ def by_checkout_name(text: str, imports: bool) -> str:
 
 
 def format_project(target: Path, checkout: Path, tools: Path) -> None:
-    """Format until nothing changes; what no tool can shorten gets flake8's mark."""
+    """Format until nothing changes; files with lines that no tool shortens, which are prose and messages, say so to flake8."""
     for _ in range(ROUNDS):
         before = fingerprint(target)
         format_once(target, checkout, tools)
-        if fingerprint(target) == before and not mark_lines(target, checkout, tools):
+        if fingerprint(target) == before:
             break
+    allow_long_prose(target, checkout, tools)
     faults = flake8(target, checkout, tools)
     if faults:
         raise UpstreamError(f'{len(faults)} lines are not as flake8 wants them, first {faults[0]}')
@@ -165,11 +164,6 @@ def format_once(target: Path, checkout: Path, tools: Path) -> None:
     run([str(tools / 'isort'), '--quiet', *files], checkout)
     run([str(tools / 'docformatter'), '--in-place', '--wrap-descriptions', '79', *files], checkout, (0, 3))
     run([str(tools / 'yapf'), '--in-place', '--parallel', *files], checkout)
-    for file in map(Path, files):
-        source = file.read_text(encoding='utf-8')
-        narrowed = narrow(source)
-        if narrowed != source:
-            file.write_text(narrowed, encoding='utf-8')
     run([str(tools / 'mdformat'), '--number', *map(str, target.rglob('*.md'))], checkout)
 
 
@@ -179,19 +173,11 @@ def flake8(target: Path, checkout: Path, tools: Path) -> List[str]:
     return run([str(tools / 'flake8'), f'--format={form}', str(target)], checkout, (0, 1)).splitlines()
 
 
-def mark_lines(target: Path, checkout: Path, tools: Path) -> bool:
-    """Put ``# noqa`` behind what flake8 finds; whether there was anything."""
-    found: Dict[Path, Dict[int, List[str]]] = defaultdict(lambda: defaultdict(list))
-    for fault in flake8(target, checkout, tools):
-        path, row, code = fault.rsplit(':', 2)
-        found[checkout / path][int(row) - 1].append(code)
-    for path, rows in found.items():
-        lines = path.read_text(encoding='utf-8').split('\n')
-        for row, codes in rows.items():
-            text, _, marked = lines[row].partition('  # noqa: ')
-            lines[row] = f'{text}  # noqa: {", ".join(sorted({*filter(None, marked.split(", ")), *codes}))}'
-        path.write_text('\n'.join(lines), encoding='utf-8')
-    return bool(found)
+def allow_long_prose(target: Path, checkout: Path, tools: Path) -> None:
+    """Put flake8's own mark for long lines at the head of the files that need it."""
+    long = {fault.rsplit(':', 2)[0] for fault in flake8(target, checkout, tools) if fault.endswith(':E501')}
+    for path in (checkout / name for name in long):
+        path.write_text('# flake8: noqa: E501\n' + path.read_text(encoding='utf-8'), encoding='utf-8')
 
 
 def lay_out(checkout: Path) -> Path:

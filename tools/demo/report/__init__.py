@@ -4,64 +4,16 @@ Three layers, each of use without the next: a small page model (``model``), writ
 ``text``), the tables of a detector's scores (``detection``), and the demonstration's own sections (``story``, ``finetuned``).
 """
 
-from __future__ import annotations
-
-from .charts import (
-    COLOURS,
-    MAX_POINTS,
-    NOISE_WINDOW,
-    Axis,
-    line_chart,
-    log_ticks,
-    nice_ticks,
-    smoothed,
-    thinned,
-    tick_labels,
-)
-from .detection import AP_DISTANCES, NUSCENES_CLASSES, TRUE_POSITIVE_ERRORS
+from .charts import line_chart, smoothed
+from .detection import AP_DISTANCES, NUSCENES_CLASSES
 from .finetuned import PRETRAINED, SCRATCH, finetuning_section
-from .model import Card, Cell, Curves, Figure, Item, Note, Run, Section, Story, Table
-from .page import WIDE_PICTURE, render, write_report
+from .model import Card, Curves, Figure, Note, Run, Section, Story, Table
+from .page import render, write_report
 from .story import headline_cards, pretraining_section, teacher_section, world_section
-from .text import NO_VALUE, escape, number, percent, prose
+from .text import number, prose
 
 __all__ = [
-    'AP_DISTANCES',
-    'COLOURS',
-    'MAX_POINTS',
-    'NOISE_WINDOW',
-    'NO_VALUE',
-    'NUSCENES_CLASSES',
-    'PRETRAINED',
-    'SCRATCH',
-    'TRUE_POSITIVE_ERRORS',
-    'WIDE_PICTURE',
-    'Axis',
-    'Card',
-    'Cell',
-    'Curves',
-    'Figure',
-    'Item',
-    'Note',
-    'Run',
-    'Section',
-    'Story',
-    'Table',
-    'escape',
-    'finetuning_section',
-    'headline_cards',
-    'line_chart',
-    'log_ticks',
-    'nice_ticks',
-    'number',
-    'percent',
-    'pretraining_section',
-    'prose',
-    'render',
-    'smoothed',
-    'teacher_section',
-    'thinned',
-    'tick_labels',
-    'world_section',
-    'write_report',
-]
+    'AP_DISTANCES', 'NUSCENES_CLASSES', 'PRETRAINED', 'SCRATCH', 'Card', 'Curves', 'Figure', 'Note', 'Run', 'Section',
+    'Story', 'Table', 'finetuning_section', 'headline_cards', 'line_chart', 'number', 'pretraining_section', 'prose',
+    'render', 'smoothed', 'teacher_section', 'world_section', 'write_report',
+]  # fmt: skip

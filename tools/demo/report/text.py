@@ -2,42 +2,31 @@
 
 from __future__ import annotations
 
-import html
 import math
 import numbers
 import re
+
+from markupsafe import Markup, escape
 
 from .model import Cell
 
 NO_VALUE = '\N{EN DASH}'
 
 
-def escape(text: object) -> str:
-    """Text that HTML shows as it is, in attributes too."""
-    return html.escape(str(text), quote=True)
-
-
-def prose(text: str) -> str:
+def prose(text: str) -> Markup:
     """Escaped text, with `` `code` `` in a fixed pitch."""
-    return re.sub(r'`([^`]+)`', r'<code>\1</code>', escape(text))
+    return Markup(re.sub(r'`([^`]+)`', r'<code>\1</code>', str(escape(text))))
 
 
 def number(value: Cell) -> str:
     """A value as readers compare it: three decimals for usual sizes, thousands apart, a dash for what is missing or not finite."""
     if value is None or isinstance(value, str):
-        return value if value else NO_VALUE
+        return value or NO_VALUE
     if not math.isfinite(value):
         return NO_VALUE
     if isinstance(value, numbers.Integral):
-        return thousands(str(int(value)))
+        return str(value) if abs(value) < 10000 else f'{value:,}'.replace(',', '\N{NARROW NO-BREAK SPACE}')
     return f'{value:.3f}' if value == 0 or 1e-3 <= abs(value) < 1e4 else f'{value:.3g}'
-
-
-def thousands(digits: str) -> str:
-    """12345.6 -> 12 345.6; four digits are read without help."""
-    whole, point, rest = digits.partition('.')
-    apart = f'{int(whole):,}'.replace(',', '\N{NARROW NO-BREAK SPACE}')
-    return digits if len(whole.lstrip('-')) < 5 else apart + point + rest
 
 
 def percent(share: float, digits: int = 1) -> str:
