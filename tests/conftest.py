@@ -236,21 +236,36 @@ def load_script(repository: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[
     return load
 
 
+class ReferenceFolder:
+    """``folder / name`` is a file of the published implementation's tensors; a test that needs an absent one is skipped.
+
+    Whole files from ``GEOMIM_REFERENCE`` or ``../shared/reference`` come before the small ones of every clone.
+    """
+
+    def __init__(self, repository: Path) -> None:
+        self.own = repository / 'tests' / 'data' / 'reference'
+        beside = repository.parent / 'shared' / 'reference'
+        self.folders = (Path(os.environ.get('GEOMIM_REFERENCE', str(beside))), self.own)
+
+    def __truediv__(self, name: str) -> Path:
+        for folder in self.folders:
+            if (folder / name).is_file():
+                return folder / name
+        pytest.skip(f'no {name} in {self.folders[0]}; set GEOMIM_REFERENCE to its folder')
+
+
 @pytest.fixture(scope='session')
-def reference_folder(repository: Path) -> Path:
+def reference_folder(repository: Path) -> ReferenceFolder:
     """The published implementation's tensors and manifests."""
-    folder = Path(os.environ.get('GEOMIM_REFERENCE', str(repository.parent / 'shared' / 'reference')))
-    if not (folder / 'manifests').is_dir():
-        pytest.skip(f'no reference tensors in {folder}; set GEOMIM_REFERENCE to their folder')
-    return folder
+    return ReferenceFolder(repository)
 
 
 @pytest.fixture(scope='session')
-def manifest(reference_folder: Path) -> Callable[[str], Dict[str, Tuple[int, ...]]]:
+def manifest(reference_folder: ReferenceFolder) -> Callable[[str], Dict[str, Tuple[int, ...]]]:
     """Names and shapes of a published configuration's state dict, by its name."""
 
     def read(name: str) -> Dict[str, Tuple[int, ...]]:
-        content = json.loads((reference_folder / 'manifests' / f'{name}.json').read_text())['state_dict']
+        content = json.loads((reference_folder / f'manifests/{name}.json').read_text())['state_dict']
         return {key: tuple(shape) for key, shape in content.items()}
 
     return read
