@@ -236,30 +236,32 @@ def load_script(repository: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[
     return load
 
 
-class References:
-    """The published implementation's tensors: those of this repository, then further ones from a folder of one's own."""
+class ReferenceFolder:
+    """``folder / name`` is a file of the published implementation's tensors; a test that needs an absent one is skipped.
 
-    def __init__(self, folders: Sequence[Path]) -> None:
-        self.folders = tuple(folders)
+    Whole files from ``GEOMIM_REFERENCE`` or ``../shared/reference`` come before the small ones of every clone.
+    """
+
+    def __init__(self, repository: Path) -> None:
+        self.own = repository / 'tests' / 'data' / 'reference'
+        beside = repository.parent / 'shared' / 'reference'
+        self.folders = (Path(os.environ.get('GEOMIM_REFERENCE', str(beside))), self.own)
 
     def __truediv__(self, name: str) -> Path:
-        """A file, or a skip if no folder has it."""
         for folder in self.folders:
-            if (folder / name).exists():
+            if (folder / name).is_file():
                 return folder / name
-        return pytest.skip(
-            f'no {name} in {", ".join(map(str, self.folders))}; set GEOMIM_REFERENCE to a folder with it'
-        )
+        pytest.skip(f'no {name} in {self.folders[0]}; set GEOMIM_REFERENCE to its folder')
 
 
 @pytest.fixture(scope='session')
-def reference_folder(repository: Path) -> References:
-    further = os.environ.get('GEOMIM_REFERENCE', str(repository.parent / 'shared' / 'reference'))
-    return References([repository / 'tests' / 'data' / 'reference', Path(further)])
+def reference_folder(repository: Path) -> ReferenceFolder:
+    """The published implementation's tensors and manifests."""
+    return ReferenceFolder(repository)
 
 
 @pytest.fixture(scope='session')
-def manifest(reference_folder: References) -> Callable[[str], Dict[str, Tuple[int, ...]]]:
+def manifest(reference_folder: ReferenceFolder) -> Callable[[str], Dict[str, Tuple[int, ...]]]:
     """Names and shapes of a published configuration's state dict, by its name."""
 
     def read(name: str) -> Dict[str, Tuple[int, ...]]:

@@ -63,6 +63,18 @@ def test_every_output_of_the_file_is_compared_once(reference_folder: Any, name: 
         assert names == sorted(key for key in archive.files if key.startswith('out/'))
 
 
+def test_the_detector_of_every_clone_agrees_and_a_change_of_one_percent_in_any_tensor_is_noticed(
+    repository: Path, tmp_path: Path
+) -> None:
+    source = repository / 'tests' / 'data' / 'reference' / 'bevdet_depth.npz'
+    rows = verify_file(source)
+    assert [row.name for row in rows if not row.passed] == []
+    changed = {row.name for row in rows}  # whole numbers by their double
+    path = rewritten(source, tmp_path / 'changed.npz', changed - {'out/view_transform_calls', 'out/labels'}, 1.01)
+    rewritten(path, path, {'out/view_transform_calls', 'out/labels'}, 2)
+    assert {row.name for row in verify_file(path) if not row.passed} == changed
+
+
 def test_changed_outputs_are_noticed(reference_folder: Any, tmp_path: Path) -> None:
     changed = {
         'out/bev_0',

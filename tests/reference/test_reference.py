@@ -1,4 +1,4 @@
-"""Equality with the published implementation, and proof that a change of 1% in any one tensor is noticed."""
+"""Agreement with the published implementation, and proof that a change of 1% in any one tensor is noticed."""
 
 from __future__ import annotations
 
@@ -75,6 +75,13 @@ def with_largest_changed(value: Tensor) -> Tensor:
 def test_every_tensor_agrees(verified: Verified) -> None:
     assert [f'{row.name}: {row.error:.2e} {row.remark}' for row in verified.rows if not row.passed] == []
     assert len(verified.rows) == len(verified.tensors) > 0
+
+
+@pytest.mark.parametrize('name', ['pretrain_tiny', 'finetune_backbone_tiny', 'position_bias_interpolation'])
+def test_the_files_of_every_clone_agree(repository: Path, name: str) -> None:
+    rows = verify_file(repository / 'tests' / 'data' / 'reference' / f'{name}.npz')
+    assert rows
+    assert [row.name for row in rows if not row.passed] == []
 
 
 def test_tolerances_are_those_of_the_references_readme(verified: Verified) -> None:

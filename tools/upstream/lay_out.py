@@ -21,7 +21,7 @@ from typing import Dict, List, Sequence
 import yaml
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from bootstrap import cache_folder  # noqa: E402
+from bootstrap import cache_folder
 
 ROOT = Path(__file__).resolve().parents[2]
 PROJECT = 'projects/GeoMIM'
