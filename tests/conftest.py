@@ -265,7 +265,7 @@ def manifest(reference_folder: ReferenceFolder) -> Callable[[str], Dict[str, Tup
     """Names and shapes of a published configuration's state dict, by its name."""
 
     def read(name: str) -> Dict[str, Tuple[int, ...]]:
-        content = json.loads((reference_folder / 'manifests' / f'{name}.json').read_text())['state_dict']
+        content = json.loads((reference_folder / f'manifests/{name}.json').read_text())['state_dict']
         return {key: tuple(shape) for key, shape in content.items()}
 
     return read
