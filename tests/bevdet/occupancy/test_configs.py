@@ -27,9 +27,10 @@ from mmengine.runner.checkpoint import load_checkpoint
 
 from geomim.__main__ import main
 from geomim.bevdet.inference.detect import DetectionRequest, read_config
-from geomim.checkpoints.detector_layouts import describe_detector, resize_detector_windows, to_bevdet, to_mmdet3d
+from geomim.checkpoints.detector_layouts import describe_detector, to_bevdet, to_mmdet3d
 from geomim.checkpoints.detector_loading import load_detector
 from geomim.checkpoints.loading import read_checkpoint, save_atomically
+from geomim.checkpoints.position_bias import resize_windows
 from geomim.method.windows import relative_position_index
 from geomim.proofs.bevdet_configs import translate_model
 
@@ -251,7 +252,7 @@ def test_a_detector_lends_its_whole_image_network(manifest: Any) -> None:
     """What `load_from` takes over at full size: by name and shape, once the windows are resized."""
     published = manifest(DETECTION)
     tables = {key: torch.zeros(shape) for key, shape in published.items() if key.endswith('bias_table')}
-    resized, changed = resize_detector_windows(tables, [16, 16, 16, 16])
+    resized, changed = resize_windows(tables, [16, 16, 16, 16], 'img_backbone.')
     published.update(shapes(resized))
     ours = shapes(dict(build(read(LOAD).model).state_dict()))
     taken = {name for name, shape in ours.items() if published.get(name) == shape}
