@@ -15,12 +15,11 @@ from geomim.checkpoints.detector_layouts import (
     convert_detector,
     describe_detector,
     detector_layout,
-    resize_detector_windows,
     to_bevdet,
     to_mmdet3d,
 )
 from geomim.checkpoints.loading import load_encoder, read_checkpoint, save_atomically
-from geomim.checkpoints.position_bias import resize_position_bias, window_of_table
+from geomim.checkpoints.position_bias import resize_position_bias, resize_windows, window_of_table
 from geomim.method.windows import relative_position_index
 from geomim.mmdet3d import GeoMIMSwin
 
@@ -204,7 +203,7 @@ def test_what_is_no_detector_is_refused(published: Any, tmp_path: Path, capsys: 
     with pytest.raises(ValueError, match="bevdet or mmdet3d, not 'mmdet'"):
         convert_detector(state, 'mmdet')
     with pytest.raises(ValueError, match='2 windows are given, but img_backbone.stages.2.'):
-        resize_detector_windows(state, [16, 16])
+        resize_windows(state, [16, 16], 'img_backbone.')
 
 
 def test_weights_that_bevdet_has_no_place_for_are_refused(published: Any, tmp_path: Path, capsys: Any) -> None:

@@ -54,7 +54,7 @@ def batch_of(model: Any, config: Any) -> Dict[str, Tensor]:
     shape = (1, frames, cams)
     return dict(
         images=torch.empty(*shape, 3, height, width, device=META),
-        sensor2ego=torch.empty(*shape, 4, 4, device=META),
+        cam2ego=torch.empty(*shape, 4, 4, device=META),
         ego2global=torch.empty(*shape, 4, 4, device=META),
         intrinsics=torch.empty(*shape, 3, 3, device=META),
         img_aug=torch.empty(*shape, 4, 4, device=META),

@@ -129,7 +129,7 @@ def test_convert_refuses_to_overwrite(tmp_path: Path, checkpoint: Path, capsys: 
     'arguments, message',
     [
         (['--to', 'reference'], 'ends in 18 channels, but 118 depth bins'),
-        (['--to', 'bevdet', '--window', '4', '4'], '--window gives 2 sizes'),
+        (['--to', 'bevdet', '--window', '4', '4'], '2 windows are given, but '),
         (['--to', 'bevdet', '--from', 'mixmae'], 'a MixMAE position embedding must be'),
         (['--to', 'reference', '--image-size', '64', '90'], 'no multiple of the stride'),
     ],

@@ -10,20 +10,18 @@ Layouts:
 
 from __future__ import annotations
 
-import re
-from typing import Dict, Iterable, List, Optional, Tuple
+from typing import Dict, Iterable, Optional, Tuple
 
 from torch import Tensor
 
 from ..method.windows import relative_position_index
-from .position_bias import resize_position_bias, window_of_table
+from .position_bias import window_of_table
 
 State = Dict[str, Tensor]
 DETECTOR_LAYOUTS = ('bevdet', 'mmdet3d')
 
 _TABLE, _INDEX = 'relative_position_bias_table', 'relative_position_index'
 _RAYS = 'img_view_transformer.depth_net.ray_conv.'
-_STAGE = re.compile(r'^img_backbone\.stages\.(\d+)\.')
 # Names that only one kind of detector has; the first match counts.
 DETECTOR_MARKS: Tuple[Tuple[str, str], ...] = (
     ('BEVStereo4DOCC', 'final_conv.'),
@@ -109,28 +107,6 @@ def convert_detector(state: State, layout: str) -> State:
     if layout not in DETECTOR_LAYOUTS:
         raise ValueError(f'a whole detector can be written as {" or ".join(DETECTOR_LAYOUTS)}, not {layout!r}')
     return to_mmdet3d(state) if layout == 'mmdet3d' else to_bevdet(state)
-
-
-def resize_detector_windows(state: State, windows: List[int]) -> Tuple[State, int]:
-    """The same detector with its backbone's bias tables resized, a window a stage; and how many changed.
-
-    Raises:
-        ValueError: fewer windows than stages.
-    """
-    resized, changed = dict(state), 0
-    for name, value in state.items():
-        stage = _STAGE.match(name)
-        if stage is None or not name.endswith(_TABLE):
-            continue
-        if int(stage.group(1)) >= len(windows):
-            raise ValueError(f'{len(windows)} windows are given, but {name} belongs to stage {stage.group(1)}')
-        window = windows[int(stage.group(1))]
-        if window_of_table(value.shape[0]) != window:
-            resized[name] = resize_position_bias(value, window)
-            changed += 1
-            if name.replace(_TABLE, _INDEX) in state:
-                resized[name.replace(_TABLE, _INDEX)] = relative_position_index(window)
-    return resized, changed
 
 
 def _check(state: State) -> None:

@@ -8,7 +8,7 @@ from typing import Dict, List, Tuple
 from torch import Tensor, nn
 
 from .detector_layouts import convert_detector, describe_detector, is_detector
-from .files import read_checkpoint, some, tensors_of
+from .files import check_finite, read_checkpoint, some, tensors_of
 
 _COUNTERS = 'num_batches_tracked'  # older checkpoints lack them; predictions do not use them
 
@@ -44,9 +44,7 @@ def load_detector(model: nn.Module, path: Path) -> str:
             f'{path} ({description}) does not fit this {type(model).__name__}: {"; ".join(problems)}. '
             'Take the configuration that the checkpoint was trained with' + _advice(problems)
         )
-    bad = [name for name, value in state.items() if value.is_floating_point() and not bool(value.isfinite().all())]
-    if bad:
-        raise ValueError(f'{path}: {len(bad)} tensors hold values that are not finite: {some(tuple(bad), 4)}')
+    check_finite(state, path)
     model.load_state_dict(state, strict=False)
     return description
 

@@ -173,6 +173,20 @@ def save_atomically(obj: Any, path: PathLike) -> Path:
     return Path(path)
 
 
+def not_finite(state: Dict[str, Tensor]) -> Tuple[str, ...]:
+    """Names of the tensors that hold values that are not finite."""
+    return tuple(
+        name for name, value in state.items() if value.is_floating_point() and not bool(value.isfinite().all())
+    )
+
+
+def check_finite(state: Dict[str, Tensor], source: PathLike) -> None:
+    """Raise ``ValueError`` with the names of tensors that hold values that are not finite."""
+    bad = not_finite(state)
+    if bad:
+        raise ValueError(f'{source}: {len(bad)} tensors hold values that are not finite: {some(bad, 4)}')
+
+
 def shapes_differ(a: Tensor, b: Tensor) -> bool:
     return tuple(a.shape) != tuple(b.shape)
 

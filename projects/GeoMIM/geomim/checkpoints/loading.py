@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ..atomic import PathLike
 from ..method.pretrainer import GeoMIM
 from ..method.swin import SwinEncoder
-from .files import read_checkpoint, save_atomically, shapes_differ, some, tensors_of
+from .files import check_finite, read_checkpoint, save_atomically, shapes_differ, some, tensors_of
 from .layouts import ENCODER_LAYOUTS, LAYOUTS, detect_layout, export_encoder, from_geomim, is_derived, to_geomim
 from .position_bias import resize_position_bias, window_of_table
 
@@ -88,7 +88,7 @@ def _fit(
     values: Dict[str, Tensor] = {}
     resized: List[str] = []
     wrong: List[str] = []
-    for name in own.keys() & state.keys():
+    for name in sorted(own.keys() & state.keys()):
         value = state[name]
         is_table = (
             name.endswith('relative_position_bias_table') and value.dim() == 2 and value.shape[1] == own[name].shape[1]
@@ -104,11 +104,7 @@ def _fit(
             f'{source} belongs to another architecture: {len(wrong)} of {len(own)} tensors have other '
             f'shapes: {some(tuple(sorted(wrong)), 4)}'
         )
-    bad = sorted(
-        name for name, value in values.items() if value.is_floating_point() and not bool(value.isfinite().all())
-    )
-    if bad:
-        raise ValueError(f'{source}: {len(bad)} tensors hold values that are not finite: {some(tuple(bad), 4)}')
+    check_finite(values, source)
     missing = tuple(sorted(name for name in own.keys() - values.keys() if not name.endswith(_OPTIONAL)))
     required = tuple(name for name in missing if needs(name))
     if required:

@@ -6,8 +6,12 @@ cubic spline through them gives the values at the new integer offsets. The schem
 
 from __future__ import annotations
 
+from typing import Dict, Sequence, Tuple
+
 import torch
 from torch import Tensor
+
+from ..method.windows import relative_position_index
 
 _MIN_POSITIONS = 4  # a cubic spline without end conditions needs four points
 _RATIO_BOUNDS = (1.01, 1.5)
@@ -97,3 +101,27 @@ def resize_position_bias(table: Tensor, window: int) -> Tensor:
     grid = table.detach().double().cpu().t().reshape(-1, old_side, old_side)
     resized = matrix @ grid @ matrix.t()
     return resized.reshape(-1, new_side**2).t().to(table.dtype).contiguous()
+
+
+def resize_windows(state: Dict[str, Tensor], windows: Sequence[int], prefix: str) -> Tuple[Dict[str, Tensor], int]:
+    """The same weights with the bias tables of the Swin under ``prefix`` resized, a window per stage; and how many changed.
+
+    Window indices that the state holds beside its tables follow them.
+
+    Raises:
+        ValueError: fewer windows than stages.
+    """
+    resized, changed = dict(state), 0
+    for name, value in state.items():
+        if not name.startswith(f'{prefix}stages.') or not name.endswith('relative_position_bias_table'):
+            continue
+        stage = int(name[len(prefix) :].split('.')[1])
+        if stage >= len(windows):
+            raise ValueError(f'{len(windows)} windows are given, but {name} belongs to stage {stage}')
+        if window_of_table(value.shape[0]) != windows[stage]:
+            resized[name] = resize_position_bias(value, windows[stage])
+            changed += 1
+            index = name.replace('relative_position_bias_table', 'relative_position_index')
+            if index in state:
+                resized[index] = relative_position_index(windows[stage])
+    return resized, changed

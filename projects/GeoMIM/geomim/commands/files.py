@@ -15,8 +15,8 @@ from ..checkpoints.detector_layouts import (
     describe_detector,
     detector_layout,
     is_detector,
-    resize_detector_windows,
 )
+from ..checkpoints.files import check_finite, not_finite
 from ..checkpoints.loading import (
     LAYOUTS,
     detect_layout,
@@ -26,7 +26,7 @@ from ..checkpoints.loading import (
     tensors_of,
     to_geomim,
 )
-from ..checkpoints.position_bias import resize_position_bias, window_of_table
+from ..checkpoints.position_bias import resize_windows, window_of_table
 from ..method.depth import DepthBins
 from ..method.grid import BEVGrid
 from ..method.lift_splat import ViewTransformConfig
@@ -63,11 +63,9 @@ def run_inspect(arguments: argparse.Namespace) -> int:
     windows = _windows(state)
     if windows:
         print(f'  attention windows by stage: {windows}')
-    not_finite = [
-        name for name, value in state.items() if value.is_floating_point() and not bool(value.isfinite().all())
-    ]
-    if not_finite:
-        print(f'  NOT FINITE: {", ".join(not_finite)}')
+    bad = not_finite(state)
+    if bad:
+        print(f'  NOT FINITE: {", ".join(bad)}')
     if arguments.names:
         for name, value in state.items():
             print(f'  {name} {tuple(value.shape)} {str(value.dtype).replace("torch.", "")}')
@@ -133,19 +131,6 @@ def _view_config(arguments: argparse.Namespace, state: Dict[str, Tensor]) -> Opt
     )
 
 
-def _resize_windows(state: Dict[str, Tensor], windows: list) -> int:
-    changed = 0
-    for name in list(state):
-        if name.startswith('encoder.stages.') and name.endswith('relative_position_bias_table'):
-            stage = int(name.split('.')[2])
-            if stage >= len(windows):
-                raise ValueError(f'--window gives {len(windows)} sizes, but {name} belongs to stage {stage}')
-            if window_of_table(state[name].shape[0]) != windows[stage]:
-                state[name] = resize_position_bias(state[name], windows[stage])
-                changed += 1
-    return changed
-
-
 def run_convert(arguments: argparse.Namespace) -> int:
     """Write the same weights in another layout."""
     if arguments.output.exists() and not arguments.force:
@@ -184,7 +169,7 @@ def _converts_whole(state: Dict[str, Tensor], layout: str, target: str) -> bool:
 
 def _whole(arguments: argparse.Namespace, state: Dict[str, Tensor], layout: str) -> Tuple[Dict[str, Tensor], int, int]:
     """The detector in the target's layout, how many tables were resized, and how many tensors were taken over."""
-    _refuse_not_finite(arguments.input, state)
+    check_finite(state, arguments.input)
     if not is_detector(state):
         raise ValueError(
             f'{arguments.input} ({layout} layout) holds no whole detector, which mmdet3d is for; '
@@ -192,7 +177,7 @@ def _whole(arguments: argparse.Namespace, state: Dict[str, Tensor], layout: str)
         )
     resized = 0
     if arguments.window:
-        state, resized = resize_detector_windows(state, arguments.window)
+        state, resized = resize_windows(state, arguments.window, 'img_backbone.')
     converted = convert_detector(state, arguments.target)
     return converted, resized, len(converted.keys() & state.keys())
 
@@ -206,19 +191,15 @@ def _pretrained(
         raise ValueError(
             f'{arguments.input} holds no encoder in {layout} layout; its names start with {sorted(state)[:5]}'
         )
-    _refuse_not_finite(arguments.input, ours)
+    check_finite(ours, arguments.input)
     if arguments.target == 'reference' and 'head.weight' not in ours:
         raise ValueError(
             f'{arguments.input} ({layout} layout) holds no whole pretraining model, which the reference layout is for; '
             'an encoder alone converts to bevdet or mmdet'
         )
-    resized = _resize_windows(ours, arguments.window) if arguments.window else 0
+    resized = 0
+    if arguments.window:
+        ours, resized = resize_windows(ours, arguments.window, 'encoder.')
     converted = from_geomim(ours, arguments.target, _view_config(arguments, ours))
     kept = sum(arguments.target in ('geomim', 'reference') or name.startswith('encoder.') for name in ours)
     return converted, resized, kept
-
-
-def _refuse_not_finite(source: Path, state: Dict[str, Tensor]) -> None:
-    bad = [name for name, value in state.items() if value.is_floating_point() and not bool(value.isfinite().all())]
-    if bad:
-        raise ValueError(f'{source}: {len(bad)} tensors hold values that are not finite: {", ".join(bad[:4])}')

@@ -134,11 +134,15 @@ def outline(corners: np.ndarray, intrinsics: np.ndarray, width: int, height: int
 
 
 def _measures(hull: np.ndarray) -> Dict[str, Any]:
+    from shapely.geometry import Polygon
+
     (left, top), (right, bottom) = hull.min(axis=0), hull.max(axis=0)
-    following = np.roll(hull, -1, axis=0)
-    area = abs(float((hull[:, 0] * following[:, 1] - hull[:, 1] * following[:, 0]).sum())) / 2
     bbox = [round(float(value), 2) for value in (left, top, right - left, bottom - top)]
-    return {'bbox': bbox, 'area': area, 'segmentation': [[round(float(value), 2) for value in hull.reshape(-1)]]}
+    return {
+        'bbox': bbox,
+        'area': float(Polygon(hull).area),
+        'segmentation': [[round(float(value), 2) for value in hull.reshape(-1)]],
+    }
 
 
 # ----------------------------------------------------------------------------------------------------------- semantics
