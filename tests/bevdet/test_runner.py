@@ -65,6 +65,7 @@ def test_a_checkpoint_fits_the_detector_strictly(unbroken: Path) -> None:
     model.load_state_dict(checkpoint(unbroken / f'iter_{ITERATIONS}.pth')['state_dict'], strict=True)
 
 
+@pytest.mark.long
 def test_killed_run_resumes_to_the_same_bit_for_bit(
     bevdet_world: Path, encoder: Path, unbroken: Path, tmp_path: Path
 ) -> None:
@@ -99,6 +100,7 @@ def assert_equal(ours: Any, theirs: Any, where: str) -> None:
         assert ours == theirs, where
 
 
+@pytest.mark.long
 def test_two_processes_train_and_validate(bevdet_world: Path, encoder: Path, tmp_path: Path) -> None:
     config = micro_config(DEPTH, bevdet_world, encoder, iterations=3)
     config.train_dataloader.batch_size = 1
@@ -149,6 +151,7 @@ def real_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_bevdet_infos(root)
 
 
+@pytest.mark.long
 def test_the_real_keyframe_trains_and_is_scored(real_world: Path, encoder: Path, tmp_path: Path) -> None:
     config = micro_config(DEPTH, real_world, encoder, image_width=1600, iterations=2)
     config.custom_hooks = [hook for hook in config.custom_hooks if hook['type'] != 'SequentialControlHook']

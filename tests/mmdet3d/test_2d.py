@@ -311,12 +311,14 @@ def most_frequent_class(root: Path) -> float:
     return 100 * float((pixels['val'] == often).mean()) / len(np.unique(pixels['val']))
 
 
+@pytest.mark.long
 def test_evaluation_alone_gives_the_same_scores(host: str, trained: Path, tmp_path: Path) -> None:
     script(host, 'test.py', tmp_path, trained / 'micro.py', trained / f'iter_{ITERATIONS[host]}.pth')
     for name in ('coco/bbox_mAP', 'coco/segm_mAP') if host == 'mmdet' else ('mIoU', 'aAcc'):
         assert scores(tmp_path)[name] == pytest.approx(scores(trained)[name], abs=1e-6)
 
 
+@pytest.mark.long
 def test_a_run_resumes_to_the_same_weights_bit_for_bit(host: str, trained: Path, tmp_path: Path) -> None:
     earlier = tmp_path / f'iter_{ITERATIONS[host] - 2}.pth'
     shutil.copy(str(trained / earlier.name), str(earlier))

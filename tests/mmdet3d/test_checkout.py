@@ -34,6 +34,7 @@ print('built', type(model).__name__)
 """
 
 
+@pytest.mark.long
 def test_dropped_into_a_checkout(tmp_path: Path) -> None:
     checkout = tmp_path / 'checkout'
     shutil.copytree(

@@ -116,6 +116,7 @@ def test_the_pages_block_makes_a_rig_by_configuration_alone(five_world: Path, tm
     assert tuple(sample['inputs']['img'].shape) == (3, 3, 128, 352)
 
 
+@pytest.mark.long
 def test_six_cameras_weights_go_on_with_five(five_world: Path, six_cameras: Path, tmp_path: Path) -> None:
     from geomim.checkpoints.loading import read_checkpoint
 
@@ -131,6 +132,7 @@ def test_six_cameras_weights_go_on_with_five(five_world: Path, six_cameras: Path
     assert 0 < max(changes) < 0.1, 'two steps away from the weights it was given'
 
 
+@pytest.mark.long
 def test_one_camera_ahead_pretrains(five_world: Path, tmp_path: Path) -> None:
     work_dir = run(tmp_path, five_world, '--config', 'geomim_front_tiny_synthetic')
     assert len(losses(work_dir)) == 2
@@ -150,6 +152,7 @@ def rig_of_your_own(tmp_path: Path, data_root: Path) -> Any:
     return Config.fromfile(str(path))
 
 
+@pytest.mark.long
 def test_a_detector_of_five_cameras_finetunes_from_the_encoder_of_six(
     five_world: Path, six_cameras: Path, tmp_path: Path
 ) -> None:

@@ -94,7 +94,13 @@ def test_student_without_its_teacher_loads_strictly(unbroken: Path, small_world:
     model.load_state_dict(weights(unbroken / 'iter_4.pth'), strict=True)
 
 
-@pytest.mark.parametrize('options', [(), ('--epochs', '2', '--workers', '1')], ids=['iterations', 'epochs, worker'])
+@pytest.mark.parametrize(
+    'options',
+    [
+        pytest.param((), id='iterations'),
+        pytest.param(('--epochs', '2', '--workers', '1'), id='epochs, worker', marks=pytest.mark.long),
+    ],
+)
 def test_killed_run_resumes_to_the_same_losses_bit_for_bit(
     small_world: Path, unbroken: Path, tmp_path: Path, options
 ) -> None:
@@ -116,6 +122,7 @@ def test_killed_run_resumes_to_the_same_losses_bit_for_bit(
         assert torch.equal(ours[name], theirs[name]), name
 
 
+@pytest.mark.long
 def test_two_processes_train(small_world: Path, tmp_path: Path) -> None:
     done = run(tmp_path / 'two', small_world, '--iters', '2', launcher='2')
     assert done.returncode == 0, done.stderr[-4000:]

@@ -43,7 +43,7 @@ def on_world(config: Config, root: Path, work_dir: Path) -> Config:
     return config
 
 
-@pytest.mark.parametrize('kind', ['pillar', 'voxel'])
+@pytest.mark.parametrize('kind', ['pillar', pytest.param('voxel', marks=pytest.mark.long)])
 def test_a_small_detector_trains_is_evaluated_and_teaches(kind: str, small_world: Path, tmp_path: Path) -> None:
     config = Config.fromfile(CONFIGS / 'teacher' / f'centerpoint_{kind}_tiny_synthetic.py')
     runner = Runner.from_cfg(on_world(config, small_world, tmp_path))

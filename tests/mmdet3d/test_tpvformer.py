@@ -147,12 +147,14 @@ def test_it_learns_more_than_the_most_frequent_class(trained: Path, small_world:
     assert found['acc'] > accuracy + 0.05
 
 
+@pytest.mark.long
 def test_evaluation_alone_gives_the_same_scores(checkout: Path, trained: Path, tmp_path: Path) -> None:
     script('test.py', checkout, tmp_path, trained / 'micro.py', trained / f'iter_{ITERATIONS}.pth')
     for name in ('miou', 'acc', 'driveable_surface'):
         assert scores(tmp_path)[name] == pytest.approx(scores(trained)[name], abs=1e-6)
 
 
+@pytest.mark.long
 def test_a_run_resumes_to_the_same_weights_bit_for_bit(checkout: Path, trained: Path, tmp_path: Path) -> None:
     earlier = tmp_path / f'iter_{ITERATIONS - 2}.pth'
     shutil.copy(str(trained / earlier.name), str(earlier))

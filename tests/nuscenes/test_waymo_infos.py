@@ -220,6 +220,7 @@ def tiny_detector(root: Path, encoder: Path) -> Config:
     return config
 
 
+@pytest.mark.long
 def test_mv_fcos3d_trains_evaluates_and_resumes_bit_for_bit(
     waymo_world: Path, tiny_encoder: Callable[[str], Path], tmp_path: Path
 ) -> None:
@@ -244,6 +245,7 @@ def test_mv_fcos3d_trains_evaluates_and_resumes_bit_for_bit(
     assert any(not torch.equal(before[name], theirs[name]) for name in theirs)
 
 
+@pytest.mark.long
 def test_mv_fcos3d_learns_a_street_better_than_anothers_boxes(
     waymo_world: Path, tiny_encoder: Callable[[str], Path], tmp_path: Path
 ) -> None:

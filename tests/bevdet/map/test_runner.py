@@ -37,6 +37,7 @@ def test_a_run_trains_from_the_encoder_and_is_scored(unbroken: Path, encoder: Pa
     assert 0 <= found['map/IoU_drivable_area@0.50'] <= found['map/IoU_drivable_area']
 
 
+@pytest.mark.long
 def test_a_checkpoint_scores_again_what_it_scored(unbroken: Path, bevdet_world: Path, tmp_path: Path) -> None:
     saved = unbroken / f'iter_{ITERATIONS}.pth'
     done = start('test.py', tmp_path, micro_config(TINY, bevdet_world), saved)
@@ -47,6 +48,7 @@ def test_a_checkpoint_scores_again_what_it_scored(unbroken: Path, bevdet_world: 
         assert found[name] == pytest.approx(wanted[name], abs=1e-4)
 
 
+@pytest.mark.long
 def test_a_few_frames_are_learnt_better_than_their_mean(bevdet_world: Path) -> None:
     """A map that is the same for every frame cannot be right for two streets; one that is seen in the images can."""
     config = micro_config(TINY, bevdet_world)

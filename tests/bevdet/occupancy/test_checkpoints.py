@@ -18,7 +18,8 @@ from mmengine.runner.checkpoint import load_checkpoint
 import geomim.bevdet  # noqa: F401 - registers every part
 from geomim.__main__ import main
 from geomim.bevdet.inference.detect import DetectionRequest, read_config
-from geomim.checkpoints.detector_layouts import resize_detector_windows, to_bevdet
+from geomim.checkpoints.detector_layouts import to_bevdet
+from geomim.checkpoints.position_bias import resize_windows
 from geomim.checkpoints.detector_loading import load_detector
 from geomim.checkpoints.loading import read_checkpoint, save_atomically
 
@@ -45,7 +46,7 @@ def test_a_detector_lends_its_whole_image_network(manifest: Any) -> None:
     """What `load_from` takes over at full size: by name and shape, once the windows are resized."""
     published = manifest(DETECTION)
     tables = {key: torch.zeros(shape) for key, shape in published.items() if key.endswith('bias_table')}
-    resized, changed = resize_detector_windows(tables, [16, 16, 16, 16])
+    resized, changed = resize_windows(tables, [16, 16, 16, 16], 'img_backbone.')
     published.update(shapes(resized))
     ours = shapes(dict(build(read(LOAD).model).state_dict()))
     taken = {name for name, shape in ours.items() if published.get(name) == shape}
