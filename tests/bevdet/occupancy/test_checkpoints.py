@@ -19,9 +19,9 @@ import geomim.bevdet  # noqa: F401 - registers every part
 from geomim.__main__ import main
 from geomim.bevdet.inference.detect import DetectionRequest, read_config
 from geomim.checkpoints.detector_layouts import to_bevdet
-from geomim.checkpoints.position_bias import resize_windows
 from geomim.checkpoints.detector_loading import load_detector
 from geomim.checkpoints.loading import read_checkpoint, save_atomically
+from geomim.checkpoints.position_bias import resize_windows
 
 FOLDER = Path(__file__).resolve().parents[3] / 'configs' / 'mmdet3d' / 'occupancy'
 LOAD = 'bevdet-occ-swinb-4d-stereo-512x1408-24e-geomim-load'
