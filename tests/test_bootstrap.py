@@ -1,10 +1,12 @@
 """The set-up command: what it does before and beside the installing, which `make` itself tries."""
 
 import contextlib
+import json
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Sequence
 
 import pytest
 
@@ -80,3 +82,37 @@ def test_a_failed_step_shows_the_end_of_its_log(tmp_path: Path) -> None:
     steps = bootstrap.Steps(tmp_path / 'log')
     with pytest.raises(bootstrap.SetupError, match='disk is full'):
         steps.run('doomed', [sys.executable, '-c', 'raise SystemExit("disk is full")'])
+
+
+@pytest.mark.skipif(shutil.which('c++') is None, reason='needs a C++ compiler')
+@pytest.mark.parametrize('works', ['ready wheel', 'two units', 'file by file'])
+def test_mmcv_is_taken_ready_else_built_in_two_units_else_file_by_file(
+    works: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setenv('GEOMIM_CACHE', str(tmp_path))
+    facts = dict(torch='2.1.2+cu118', cuda='11.8', gpu=False, tag='cp311', platform='linux', headers=True)
+    monkeypatch.setattr(bootstrap, 'TORCH_PROBE', f'print({json.dumps(json.dumps(facts))})')
+    titles, units = [], []
+
+    class Steps(bootstrap.Steps):
+        def run(self, title: str, command: Sequence[str], **env: str) -> None:
+            titles.append(title)
+            if 'source' in title:
+                (tmp_path / 'made' / 'mmcv-2.1.0' / 'mmcv/ops/csrc/pytorch/cpu').mkdir(parents=True, exist_ok=True)
+                shutil.make_archive(str(Path(command[-2]) / 'mmcv-2.1.0'), 'gztar', str(tmp_path / 'made'))
+            elif works in title:
+                folder = Path(command[command.index('-w' if '-w' in command else '-d') + 1])
+                (folder / 'mmcv-2.1.0-cp311-cp311-linux_x86_64.whl').touch()
+                units.extend(Path(command[-1]).rglob('unit.cpp'))
+            else:
+                raise bootstrap.SetupError('It does not work.')
+
+    wheel = bootstrap.mmcv_wheel(Steps(tmp_path / 'log'), sys.executable, 'mmcv', 'mmcv==2.1.0')
+    assert wheel.is_file()
+    assert works in titles[-1]
+    assert titles[0].startswith('ready wheel')
+    assert len(units) == (2 if works == 'two units' else 0)
+    assert ('file by file' in capsys.readouterr().out) == (works == 'file by file')
+    titles.clear()
+    assert bootstrap.mmcv_wheel(Steps(tmp_path / 'log'), sys.executable, 'mmcv', 'mmcv==2.1.0') == wheel
+    assert titles == []

@@ -41,7 +41,8 @@ print(json.dumps(dict(
     tag='cp%d%d' % sys.version_info[:2], platform=sysconfig.get_platform(),
     headers=(Path(sysconfig.get_paths()['include']) / 'Python.h').is_file())))
 """
-HEADERS = ('torch/extension.h', 'pytorch_cpp_helper.hpp', 'pytorch_device_registry.hpp')
+# of every mmcv operator; torch/extension.h would bring <math.h>, with which `cos(angle)` means another function
+HEADERS = ('pytorch_cpp_helper.hpp', 'pytorch_device_registry.hpp')
 # OpenMMLab's ready wheels of mmcv 2.1; there are none for a later torch
 READY = 'https://download.openmmlab.com/mmcv/dist/{}/torch2.1/index.html'
 
