@@ -8,9 +8,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Callable, Iterable, Mapping, Optional, Sequence, Union
 
-from torch import nn
-
 from ..checkpoints.loading import check_encoder_layouts, write_encoders
+from ..method.pretrainer import GeoMIM
 from ..teachers.guard import TeacherGuard
 
 
@@ -31,7 +30,7 @@ class GuardsTeacher:
         self.interval = interval
         self._guard: Optional[TeacherGuard] = None
 
-    def start_guarding(self, model: nn.Module, groups: Iterable[Mapping[str, Any]]) -> None:
+    def start_guarding(self, model: Any, groups: Iterable[Mapping[str, Any]]) -> None:
         """Check mode, gradients, the optimizers' parameter groups and the record; remember the weights."""
         self._guard = TeacherGuard(model.teacher)
         self._guard.check_mode()
@@ -69,7 +68,7 @@ class ExportsEncoder:
         self.filename, self.every_epoch = filename, every_epoch
         self.layouts = check_encoder_layouts(layouts, type(self).__name__)
 
-    def export(self, student: nn.Module, work_dir: Union[str, Path], log: Callable[[str], Any]) -> None:
+    def export(self, student: GeoMIM, work_dir: Union[str, Path], log: Callable[[str], Any]) -> None:
         """Write one file per layout."""
         for layout, path in write_encoders(student, Path(work_dir) / self.filename, self.layouts).items():
             log(f'encoder for finetuning ({layout} layout): {path}')
