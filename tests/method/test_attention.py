@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Tuple
 
 import pytest
@@ -126,7 +127,7 @@ def test_checkpointing_recomputes_and_gives_equal_gradients() -> None:
         return layer(x).tanh() * factor
 
     x = torch.randn(3, 4, requires_grad=True)
-    plain = torch.autograd.grad(run_checkpointed(False, function, x, 2.0).sum(), x)
+    plain = torch.autograd.grad(function(x, 2.0).sum(), x)
     assert len(calls) == 1
     run_checkpointed(True, function, x, 2.0).sum().backward()
     assert len(calls) == 3
@@ -134,6 +135,26 @@ def test_checkpointing_recomputes_and_gives_equal_gradients() -> None:
     with torch.no_grad():
         run_checkpointed(True, function, x, 2.0)
     assert len(calls) == 4
+
+
+@pytest.mark.skipif(
+    not hasattr(torch.utils.checkpoint, 'create_selective_checkpoint_contexts'), reason='torch keeps all or nothing'
+)
+def test_on_a_cpu_cheap_operations_are_computed_again_and_products_are_not() -> None:
+    from torch.utils.flop_counter import FlopCounterMode
+
+    block, x = Block(8, 2), torch.randn(2, 5, 8)
+    norms, flops, gradients = [], [], []
+    block.norm2.register_forward_hook(lambda *args: norms.append(args[-1]))
+    for run in (block, partial(run_checkpointed, False, block)):
+        block.zero_grad()
+        with FlopCounterMode(display=False) as counter:
+            run(x).square().sum().backward()
+        flops.append(counter.get_total_flops())
+        gradients.append([parameter.grad.clone() for parameter in block.parameters()])
+    assert len(norms) == 1 + 2, 'the second time in the forward and in the backward'
+    assert flops[0] == flops[1] > 0
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(*gradients))
 
 
 def test_drop_path_keeps_the_mean_drops_whole_samples_and_rests_in_evaluation() -> None:

@@ -5,18 +5,18 @@ Shape legend: B sequences, L tokens, C channels, h heads, d channels of a head.
 
 from __future__ import annotations
 
-from typing import Any, Callable, Optional, Tuple
+from functools import lru_cache, partial
+from typing import Any, Callable, FrozenSet, Optional, Tuple
 
 import torch
 import torch.nn.functional as F
-import torch.utils.checkpoint
+import torch.utils.checkpoint as checkpointing
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 LAYER_NORM_EPS = 1e-5  # the reference's; timm's newer blocks use 1e-6, which shows in the third decimal
 _FUSED: Any = getattr(F, 'scaled_dot_product_attention', None)
-_STOPS_EARLY = hasattr(torch.utils.checkpoint, 'set_checkpoint_early_stop')
 
 
 def plain_attention(query: Tensor, key: Tensor, value: Tensor, bias: Optional[Tensor] = None) -> Tensor:
@@ -64,24 +64,33 @@ def attention(query: Tensor, key: Tensor, value: Tensor, bias: Optional[Tensor] 
     return _FUSED(query, key, value, attn_mask=bias)
 
 
-def run_checkpointed(enabled: bool, function: Callable[..., Tensor], *args: Any) -> Tensor:
-    """``function(*args)``, its activations recomputed in the backward if ``enabled`` and a gradient is wanted."""
-    if not (enabled and torch.is_grad_enabled()):
-        return function(*args)
-    if _FUSED is None:  # torch < 2.0 knows the re-entrant kind only in full
-        return checkpoint(function, *args)
-    return checkpoint(function, *args, use_reentrant=False)
+def _keep_products(_: Any, operation: Any, *__: Any, **___: Any) -> Any:
+    """Results of matrix products and of attention are kept for the backward; norms, activations and copies are computed again."""
+    kept = operation.overloadpacket in _products()
+    return checkpointing.CheckpointPolicy.MUST_SAVE if kept else checkpointing.CheckpointPolicy.PREFER_RECOMPUTE
 
 
-def without_keeping(first: nn.Module, then: nn.Module, x: Tensor) -> Tensor:
-    """``then(first(x))``, where the result of a cheap ``first`` (norm, activation) is not kept for the backward but computed again.
+@lru_cache(maxsize=None)
+def _products() -> FrozenSet[Any]:
+    names = ('mm', 'addmm', 'bmm', 'baddbmm', 'linear', '_scaled_dot_product_flash_attention_for_cpu')
+    return frozenset(getattr(torch.ops.aten, name) for name in names if hasattr(torch.ops.aten, name))
 
-    Only on a CPU, where writing large tensors to fresh memory costs more than computing them; ``then`` is not run twice, for torch's
-    checkpointing stops as soon as it has what the backward needs (torch >= 2.1).
+
+def run_checkpointed(enabled: bool, block: Callable[..., Tensor], x: Tensor, *args: Any) -> Tensor:
+    """``block(x, *args)``, its activations recomputed in the backward if ``enabled`` and a gradient is wanted.
+
+    Otherwise, on a CPU, only what is cheap to compute is recomputed (torch >= 2.4): writing large tensors to fresh memory costs more there.
     """
-    if _STOPS_EARLY and x.device.type == 'cpu' and torch.is_grad_enabled():
-        return checkpoint(lambda value: then(first(value)), x, use_reentrant=False, preserve_rng_state=False)
-    return then(first(x))
+    if not torch.is_grad_enabled():
+        return block(x, *args)
+    if enabled and _FUSED is None:  # torch < 2.0 knows the re-entrant kind only in full
+        return checkpoint(block, x, *args)
+    if enabled:
+        return checkpoint(block, x, *args, use_reentrant=False)
+    if x.device.type == 'cpu' and hasattr(checkpointing, 'create_selective_checkpoint_contexts'):
+        contexts = partial(checkpointing.create_selective_checkpoint_contexts, _keep_products)
+        return checkpoint(block, x, *args, use_reentrant=False, context_fn=contexts)
+    return block(x, *args)
 
 
 class DropPath(nn.Module):
@@ -102,7 +111,7 @@ class DropPath(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """Multi-head self-attention over (B, L, C), normalised by the given norm, with a joint projection to query, key and value."""
+    """Multi-head self-attention over (B, L, C), with a joint projection to query, key and value."""
 
     def __init__(self, dim: int, num_heads: int) -> None:
         super().__init__()
@@ -112,9 +121,9 @@ class SelfAttention(nn.Module):
         self.qkv = nn.Linear(dim, dim * 3)
         self.proj = nn.Linear(dim, dim)
 
-    def forward(self, x: Tensor, norm: nn.Module) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         batch, length, dim = x.shape
-        qkv = without_keeping(norm, self.qkv, x).view(batch, length, 3, self.num_heads, dim // self.num_heads)
+        qkv = self.qkv(x).view(batch, length, 3, self.num_heads, dim // self.num_heads)
         query, key, value = qkv.permute(2, 0, 3, 1, 4)
         return self.proj(attention(query, key, value).transpose(1, 2).reshape(batch, length, dim))
 
@@ -129,7 +138,7 @@ class Mlp(nn.Module):
         self.fc2 = nn.Linear(hidden_features, out_features or in_features)
 
     def forward(self, x: Tensor) -> Tensor:
-        return without_keeping(self.act, self.fc2, self.fc1(x))
+        return self.fc2(self.act(self.fc1(x)))
 
 
 class Block(nn.Module):
@@ -143,6 +152,5 @@ class Block(nn.Module):
         self.mlp = Mlp(dim, int(dim * mlp_ratio))
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x + self.attn(x, self.norm1)
-        hidden = without_keeping(self.norm2, self.mlp.fc1, x)
-        return x + without_keeping(self.mlp.act, self.mlp.fc2, hidden)
+        x = x + self.attn(self.norm1(x))
+        return x + self.mlp(self.norm2(x))

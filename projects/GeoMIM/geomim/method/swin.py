@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .attention import LAYER_NORM_EPS, DropPath, attention, run_checkpointed, without_keeping
+from .attention import LAYER_NORM_EPS, DropPath, attention, run_checkpointed
 from .position_embedding import sine_cosine_embedding
 from .windows import WindowPlan, relative_position_index
 
@@ -107,18 +107,18 @@ class WindowProjections(nn.Module):
 
 
 class WindowAttention(nn.Module):
-    """Attention inside the windows of a plan, over (B, h, w, C), normalised by the given norm."""
+    """Attention inside the windows of a plan, over (B, h, w, C)."""
 
     def __init__(self, dim: int, num_heads: int, window: int) -> None:
         super().__init__()
         self.w_msa = WindowProjections(dim, num_heads, window)
 
-    def forward(self, x: Tensor, norm: nn.Module, plan: WindowPlan) -> Tensor:
+    def forward(self, x: Tensor, plan: WindowPlan) -> Tensor:
         layer = self.w_msa
         if plan.allowed is None:  # padding takes part, as zeros before the projection
-            qkv = layer.qkv(plan.pad(norm(x)))
+            qkv = layer.qkv(plan.pad(x))
         else:  # nobody attends to padding: project real tokens only
-            qkv = plan.pad(without_keeping(norm, layer.qkv, x))
+            qkv = plan.pad(layer.qkv(x))
         query, key, value = plan.split_heads(qkv, layer.num_heads)
         bias = plan.masked_bias(layer.position_bias().to(qkv.dtype))
         # Windows stand on the head axis, for the bias differs by window but not by image.
@@ -133,16 +133,15 @@ class WindowAttention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """Linear, GELU, linear behind the given norm; the nesting gives mmcv's parameter names."""
+    """Linear, GELU, linear; the nesting gives mmcv's parameter names."""
 
     def __init__(self, dim: int, hidden: int) -> None:
         super().__init__()
         self.layers = nn.ModuleList([nn.Sequential(nn.Linear(dim, hidden), nn.GELU()), nn.Linear(hidden, dim)])
 
-    def forward(self, x: Tensor, norm: nn.Module) -> Tensor:
-        first, fc2 = self.layers
-        fc1, act = first.children()
-        return without_keeping(act, fc2, without_keeping(norm, fc1, x))
+    def forward(self, x: Tensor) -> Tensor:
+        first, second = self.layers
+        return second(first(x))
 
 
 class SwinBlock(nn.Module):
@@ -159,8 +158,8 @@ class SwinBlock(nn.Module):
         self.drop_path = DropPath(drop_path_rate)
 
     def forward(self, x: Tensor, plan: WindowPlan) -> Tensor:
-        x = x + self.drop_path(self.attn(x, self.norm1, plan))
-        return x + self.drop_path(self.ffn(x, self.norm2))
+        x = x + self.drop_path(self.attn(self.norm1(x), plan))
+        return x + self.drop_path(self.ffn(self.norm2(x)))
 
 
 class PatchEmbed(nn.Module):
