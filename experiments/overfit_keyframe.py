@@ -9,7 +9,6 @@ sample. Writes OUT/figures.json and OUT/picture.jpg; says nothing about other fr
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any, Dict, List, Mapping, NamedTuple, Sequence, Tuple
 
@@ -18,15 +17,15 @@ from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
 from mmengine.registry import DATASETS
 from mmengine.runner import Runner
+from runs import CONFIGS, write_json
 from torch import Tensor
 
 from geomim.bevdet.boxes.transform import transform_boxes
 from geomim.bevdet.inference.frame_pictures import draw_frame, save_jpeg
-from geomim.checkpoints.files import atomic_path
 from geomim.nuscenes.bevdet_infos import bevdet_info_names, make_bevdet_infos
 from geomim.nuscenes.infos import find_version
 
-CONFIG = Path(__file__).resolve().parent.parent / 'configs' / 'mmdet3d' / 'finetune' / 'bevdepth4d_tiny_synthetic.py'
+CONFIG = CONFIGS / 'finetune' / 'bevdepth4d_tiny_synthetic.py'
 CELL = 0.8  # metres
 LEARNING_RATE = 2e-3
 NEAR = 1.0  # metres between the centres of a box and its finding, seen from above
@@ -184,8 +183,7 @@ def write_results(
         cars_without_images=measure(blind, [list(classes).index('car')]),
         all_classes_without_images=measure(blind, everything),
     )
-    with atomic_path(out / 'figures.json') as temporary:
-        Path(temporary).write_text(json.dumps(figures, indent=2) + '\n', encoding='utf-8')
+    write_json(out / 'figures.json', figures)
     instances = keyframe.sample.pred_instances_3d
     sure = instances[instances.scores_3d >= SURE]
     save_jpeg(out / 'picture.jpg', draw_frame(keyframe.info, keyframe.sample, sure, classes))
