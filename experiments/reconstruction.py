@@ -25,7 +25,7 @@ from mmengine.config import Config
 from mmengine.registry import DATASETS
 from mmengine.runner import Runner
 from run_folders import read_scalars, series
-from runs import add_config, read_config, schedule, write_json, write_text
+from runs import add_config, read_config, schedule, without_validation, write_json, write_text
 
 from geomim.checkpoints.loading import save_atomically, write_encoders
 
@@ -64,9 +64,7 @@ def run_config(config: Config, folder: Path, seed: int, iterations: int) -> Conf
     loader.update(batch_size=1, num_workers=0, persistent_workers=False)
     loader.dataset = dict(type='KeptFrames', dataset=loader.dataset)
     config.custom_hooks = [hook for hook in config.custom_hooks if hook.type != 'ReconstructionPicturesHook']
-    for split in ('val', 'test'):
-        for part in ('dataloader', 'evaluator', 'cfg'):
-            config[f'{split}_{part}'] = None
+    without_validation(config)
     return config
 
 

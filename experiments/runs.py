@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any, Dict, List, NamedTuple, Optional, Tuple
+from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Tuple
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = ROOT / 'configs' / 'mmdet3d'
@@ -86,6 +86,20 @@ def read_config(arguments: argparse.Namespace) -> Any:
     config = Config.fromfile(arguments.config)
     config.merge_from_dict(arguments.cfg_options)
     return config
+
+
+def without_validation(config: Any) -> None:
+    """Let a Runner of this configuration train and nothing else."""
+    for split in ('val', 'test'):
+        for part in ('dataloader', 'evaluator', 'cfg'):
+            config[f'{split}_{part}'] = None
+
+
+def pipeline_steps(config: Any) -> Iterator[Tuple[str, Any]]:
+    """The steps of all loaders' pipelines, each with its place in the configuration."""
+    for loader in LOADERS:
+        for number, step in enumerate(config[loader].dataset.pipeline):
+            yield f'{loader}.dataset.pipeline.{number}', step
 
 
 def schedule(iterations: int, warm_up: int) -> Dict[str, int]:
