@@ -38,6 +38,7 @@ class KeptFrames(torch.utils.data.Dataset):
 
     def __init__(self, dataset: Dict[str, Any]) -> None:
         self.dataset = DATASETS.build(dataset)
+        self.metainfo = self.dataset.metainfo
         self.kept: Dict[int, Dict[str, Any]] = {}
 
     def __len__(self) -> int:

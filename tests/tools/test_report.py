@@ -437,18 +437,6 @@ def test_lines_of_one_step_are_merged_and_odd_lines_skipped(tmp_path: Path) -> N
     assert run_folders.read_scalars(tmp_path) == [{'a': 1.0, 'b': 2.0, 'step': 5}, {'step': 6}, {'a': 4, 'step': 7}]
 
 
-def test_validations_counted_in_epochs_do_not_meet_iterations(tmp_path: Path) -> None:
-    lines = []
-    for epoch in (1, 2, 3):
-        lines += [training(3 * epoch - 3 + step, loss=1.0, epoch=epoch) for step in (1, 2, 3)]
-        lines.append({PREFIX + 'mAP': 0.1 * epoch, 'time': 9.0, 'step': epoch})
-    log(tmp_path, '20250101_000000', lines)
-    rows = run_folders.read_scalars(tmp_path)
-    assert run_folders.series(rows, PREFIX + 'mAP') == [(1, 0.1), (2, 0.2), (3, pytest.approx(0.3))]
-    assert run_folders.validation_series(rows, PREFIX + 'mAP') == [(3, 0.1), (6, 0.2), (9, pytest.approx(0.3))]
-    assert len(run_folders.series(rows, 'loss')) == 9
-
-
 def test_validations_of_an_iteration_based_run_are_not_all_at_step_0(tmp_path: Path) -> None:
     first = [training(10, loss=1.0), {'geomim/x': 1.0, 'step': 0}, training(20, loss=1.0), {'geomim/x': 2.0, 'step': 0}]
     log(tmp_path, '20250101_000000', first)
@@ -461,26 +449,26 @@ def test_a_series_holds_finite_numbers_only(tmp_path: Path) -> None:
     assert run_folders.series(run_folders.read_scalars(tmp_path), 'loss') == [(1, 1.0), (4, 2.0)]
 
 
-def test_pictures_are_ordered_by_number_from_the_first_to_the_last(tmp_path: Path) -> None:
+def test_the_first_and_the_last_picture_are_so_by_number(tmp_path: Path) -> None:
     for stamp, steps in (('a', (5, 60, 120)), ('b', (120, 1000))):
         for step in steps:
             picture(tmp_path / stamp / 'vis_data' / 'vis_image' / f'reconstruction_0_{step}.png')
     picture(tmp_path / 'a' / 'vis_data' / 'vis_image' / 'boxes_7.png')
-    names = {
-        count: [f'{p.parts[-4]}/{p.name[17:]}' for p in run_folders.newest_pictures(tmp_path, count)]
-        for count in range(6)
-    }
-    assert names[0] == []
-    assert names[1] == ['b/1000.png']
-    assert names[2] == ['a/5.png', 'b/1000.png']
-    assert [names[3][0], names[3][-1], len(names[3])] == ['a/5.png', 'b/1000.png', 3]
-    assert names[4] == names[5] == ['a/5.png', 'a/60.png', 'b/120.png', 'b/1000.png']
+    names = [f'{path.parts[-4]}/{path.name}' for path in run_folders.first_and_last_picture(tmp_path)]
+    assert names == ['a/reconstruction_0_5.png', 'b/reconstruction_0_1000.png']
+    for step in (5, 60):
+        (tmp_path / 'a' / 'vis_data' / 'vis_image' / f'reconstruction_0_{step}.png').unlink()
+    assert run_folders.first_and_last_picture(tmp_path)[0].parts[-4] == 'b', 'what a resumed run drew again counts'
+    (tmp_path / 'b' / 'vis_data' / 'vis_image' / 'reconstruction_0_1000.png').unlink()
+    picture(tmp_path / 'b' / 'vis_data' / 'vis_image' / 'reconstruction_0_120.png')
+    (tmp_path / 'a' / 'vis_data' / 'vis_image' / 'boxes_7.png').unlink()
+    assert [path.name for path in run_folders.first_and_last_picture(tmp_path)] == ['reconstruction_0_120.png']
 
 
 def test_absent_run_folders_are_empty(tmp_path: Path) -> None:
     absent = tmp_path / 'absent'
     assert run_folders.read_scalars(absent) == []
-    assert run_folders.newest_pictures(absent, 3) == []
+    assert run_folders.first_and_last_picture(absent) == []
     page = page_of(
         report.world_section({}, []),
         report.teacher_section(absent, {}),
