@@ -12,6 +12,7 @@ seeds that are there.
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import random
 import statistics
@@ -55,12 +56,14 @@ class KeptFrames(torch.utils.data.Dataset):
 
 def run_config(config: Config, folder: Path, seed: int, iterations: int) -> Config:
     """``config`` for one seed in ``folder``: one kept sample a step, no validation, no pictures."""
-    config = config.copy()
+    config = copy.deepcopy(config)
     config.merge_from_dict(
         {**schedule(iterations, iterations // 10), 'work_dir': str(folder), 'model.mask_seed': seed, 'resume': True}
     )
     config.randomness = dict(seed=seed)
     config.visualizer.name = f'seed-{seed}'  # mmengine keeps one by its name, which logs to the first run's folder
+    logger = config.default_hooks.logger
+    logger.interval = min(logger.get('interval', 10), iterations)  # the minutes of the table come from the log
     loader = config.train_dataloader
     loader.update(batch_size=1, num_workers=0, persistent_workers=False)
     loader.dataset = dict(type='KeptFrames', dataset=loader.dataset)
