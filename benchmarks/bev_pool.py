@@ -9,32 +9,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
-import resource
-import statistics
-import subprocess
-import sys
-import time
 
 import torch
+from measuring import apart, machine, peak_mib, spread, surround_rig, timed
 
-from geomim import BEVGrid, CameraRig, DepthBins, ViewTransform, ViewTransformConfig
+from geomim import BEVGrid, DepthBins, ViewTransform, ViewTransformConfig
 from geomim.method.pooling import PoolPlan, bev_pool, bev_pool_plain
-
-
-def surround_rig(cams: int = 6) -> CameraRig:
-    """Cameras evenly around the vehicle, 70 degrees wide."""
-    cam2bev = torch.zeros(1, cams, 4, 4)
-    angles = torch.arange(cams) * (2 * torch.pi / cams)
-    cam2bev[0, :, 0, 0], cam2bev[0, :, 0, 2] = angles.sin(), angles.cos()
-    cam2bev[0, :, 1, 0], cam2bev[0, :, 1, 2] = -angles.cos(), angles.sin()
-    cam2bev[0, :, 2, 1] = -1
-    cam2bev[0, :, 3, 3] = 1
-    intrinsics = torch.tensor([[1266.0, 0, 816], [0, 1266, 491], [0, 0, 1]]).expand(1, cams, 3, 3)
-    img_aug = torch.eye(4).repeat(1, cams, 1, 1)
-    img_aug[..., 0, 0] = img_aug[..., 1, 1] = 0.48
-    img_aug[..., 0, 3], img_aug[..., 1, 3] = -32.0, -176.0
-    return CameraRig.create(intrinsics, cam2bev, cam2bev, img_aug)
 
 
 def embedding_bag(depth, context, cells, num_cells):
@@ -91,69 +71,50 @@ VARIANTS = {f.__name__: f for f in (index_add, index_add_by_bin, sparse_product,
 
 def measure(name: str, arguments: argparse.Namespace) -> dict:
     torch.manual_seed(0)
-    if arguments.threads:
-        torch.set_num_threads(arguments.threads)
-    device = torch.device(arguments.device)
-    step = arguments.cell
+    device = arguments.device
     config = ViewTransformConfig(
         image_size=tuple(arguments.image_size),
-        grid=BEVGrid((-54.0, 54.0, step), (-54.0, 54.0, step)),
+        grid=BEVGrid((-54.0, 54.0, 0.3), (-54.0, 54.0, 0.3)),
         depth_bins=DepthBins(),
-        channels=arguments.channels,
+        channels=80,
     )
-    view = ViewTransform(8, config)
-    cells = view.cell_index(surround_rig()).to(device)
+    cells = ViewTransform(8, config).cell_index(surround_rig()).to(device)
     num_cells = config.grid.num_x * config.grid.num_y
     depth = torch.randn(cells.shape).softmax(dim=1).to(device).requires_grad_()
-    context = torch.randn(len(cells), arguments.channels).to(device).requires_grad_()
-    grad = torch.randn(num_cells, arguments.channels).to(device)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    times = []
-    for _ in range(arguments.repeats + 1):
+    context = torch.randn(len(cells), config.channels).to(device).requires_grad_()
+    grad = torch.randn(num_cells, config.channels).to(device)
+    before = peak_mib(device)
+
+    def both() -> None:
         depth.grad = context.grad = None
-        if device.type == 'cuda':
-            torch.cuda.synchronize()
-        start = time.perf_counter()
         VARIANTS[name](depth, context, cells, num_cells).backward(grad)
-        if device.type == 'cuda':
-            torch.cuda.synchronize()
-        times.append(time.perf_counter() - start)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+    times = [timed(both, device) for _ in range(arguments.repeats + 1)][1:]
+    peak = peak_mib(device)
     oracle = bev_pool_plain(depth.detach(), context.detach(), cells, num_cells)
-    error = (VARIANTS[name](depth, context, cells, num_cells) - oracle).abs().max() / oracle.abs().max()
-    return {
-        'variant': name,
-        'points': int((cells >= 0).sum()),
-        'median_ms': 1e3 * statistics.median(times[1:]),
-        'min_ms': 1e3 * min(times[1:]),
-        'max_ms': 1e3 * max(times[1:]),
-        'added_peak_mib': (peak - before) / 1024,
-        'error': float(error),
-    }
+    pooled = VARIANTS[name](depth, context, cells, num_cells).detach()
+    error = (pooled - oracle).abs().max() / oracle.abs().max()
+    return {'points': int((cells >= 0).sum()), 'times': times, 'added_peak_mib': peak - before, 'error': float(error)}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--image-size', type=int, nargs=2, default=(256, 704), metavar=('H', 'W'))
-    parser.add_argument('--channels', type=int, default=80)
-    parser.add_argument('--cell', type=float, default=0.3, help='BEV cell, metres')
     parser.add_argument('--repeats', type=int, default=5)
-    parser.add_argument('--threads', type=int, default=0)
+    parser.add_argument('--threads', type=int, default=torch.get_num_threads())
     parser.add_argument('--device', default='cpu')
-    parser.add_argument('--only', choices=list(VARIANTS))
+    parser.add_argument('--single', choices=list(VARIANTS), help='measure this one here and print JSON')
     arguments = parser.parse_args()
-    if arguments.only:
-        print(json.dumps(measure(arguments.only, arguments)))
+    torch.set_num_threads(arguments.threads)
+    if arguments.single:
+        print(json.dumps(measure(arguments.single, arguments)))
         return
-    print(
-        f'torch {torch.__version__}, {platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, {arguments.device}'
-    )
+    print(machine(arguments.device))
     for name in VARIANTS:
-        command = [sys.executable, __file__, *sys.argv[1:], '--only', name]
-        row = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+        row = apart('--single', name)
         print(
-            f'{row["variant"]:<18} {row["median_ms"]:8.1f} ms ({row["min_ms"]:.1f} to {row["max_ms"]:.1f})  '
-            f'peak +{row["added_peak_mib"]:.0f} MiB  {row["points"]} points  error {row["error"]:.1e}'
+            f'{name:<18} {spread(row["times"], 1e3, 1)} ms  peak +{row["added_peak_mib"]:.0f} MiB  '
+            f'{row["points"]} points  error {row["error"]:.1e}'
         )
 
 

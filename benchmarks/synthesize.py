@@ -9,50 +9,39 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
-import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import List, Tuple
 
 import numpy as np
+from measuring import machine, timed
 
 
-def run_once(scenes: str, frames: int, size: Tuple[int, int], workers: int) -> Tuple[float, int]:
-    """Seconds, and keyframes made."""
+def run_once(scenes: str, frames: int, workers: int) -> Tuple[int, float]:
+    """Keyframes made, and seconds."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / 'world'
         command = [sys.executable, '-m', 'geomim', 'synthesize', str(out), '--scenes', scenes, '--frames', str(frames)]
-        command += ['--image-size', *map(str, size), '--workers', str(workers), '--no-infos']
-        start = time.perf_counter()
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        seconds = time.perf_counter() - start
-        return seconds, len(json.loads(next(out.glob('v1.0-*/sample.json')).read_text(encoding='utf-8')))
+        command += ['--image-size', '225', '400', '--workers', str(workers), '--no-infos']
+        quiet = {'stdout': subprocess.DEVNULL, 'stderr': subprocess.DEVNULL}
+        seconds = timed(lambda: subprocess.run(command, check=True, **quiet), 'cpu')
+        return len(json.loads(next(out.glob('v1.0-*/sample.json')).read_text(encoding='utf-8'))), seconds
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--scenes', default='mini')
     parser.add_argument('--frames', type=int, nargs='+', default=[2, 5, 10])
-    parser.add_argument('--image-size', type=int, nargs=2, default=(225, 400), metavar=('H', 'W'))
     parser.add_argument('--workers', type=int, default=2)
-    parser.add_argument('--repeats', type=int, default=1)
     arguments = parser.parse_args()
-    print(f'{platform.processor() or platform.machine()}, Python {platform.python_version()}, numpy {np.__version__}')
+    print(f'{machine("cpu")}, numpy {np.__version__}')
     points: List[Tuple[int, float]] = []
     for frames in arguments.frames:
-        runs = [
-            run_once(arguments.scenes, frames, arguments.image_size, arguments.workers)
-            for _ in range(arguments.repeats)
-        ]
-        seconds, keyframes = [run[0] for run in runs], runs[0][1]
-        median = statistics.median(seconds)
-        points.append((keyframes, median))
-        spread = f' ({min(seconds):.1f} to {max(seconds):.1f})' if len(seconds) > 1 else ''
-        print(f'{keyframes:>6} keyframes: {median:7.1f} s{spread}, {median / keyframes:.2f} s per keyframe')
+        keyframes, seconds = run_once(arguments.scenes, frames, arguments.workers)
+        points.append((keyframes, seconds))
+        print(f'{keyframes:>6} keyframes: {seconds:7.1f} s, {seconds / keyframes:.2f} s per keyframe')
     if len(points) > 2:
         x, y = np.array(points).T
         slope, start = np.polyfit(x, y, 1)

@@ -17,19 +17,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
-import resource
-import statistics
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any, Dict, List
 
 import mmdet3d.models  # noqa: F401 - registers the host's parts
 import torch
-from bev_pool import surround_rig
+from measuring import apart, machine, peak_mib, spread, surround_rig, timed
 from mmdet3d.registry import MODELS
 from mmengine.config import Config
 from mmengine.registry import DefaultScope
@@ -41,6 +34,7 @@ from geomim import CameraRig
 
 CONFIG = Path(__file__).resolve().parents[1] / 'configs' / 'mmdet3d' / 'finetune' / 'bevdet-r50.py'
 QUICK_SIZE = (64, 176)
+WARM_UP = 2
 TOLERANCE = 1e-4  # of a variant against index_add, relative to the largest value
 
 
@@ -76,11 +70,6 @@ def make_inputs(arguments: argparse.Namespace) -> Dict[str, Tensor]:
     )
 
 
-def synchronise(device: str) -> None:
-    if torch.device(device).type == 'cuda':
-        torch.cuda.synchronize()
-
-
 def measure_view(arguments: argparse.Namespace) -> List[Dict[str, Any]]:
     """One row per variant and pass."""
     rig = make_rig(arguments)
@@ -99,21 +88,16 @@ def measure_view(arguments: argparse.Namespace) -> List[Dict[str, Any]]:
         transform(features, rig).backward(grad)
 
     errors = view_errors(variants, features, rig, grad)
-    times: Dict[tuple, List[float]] = {}
-    for turn in range(arguments.warmup + arguments.repeats):
+    rows: Dict[tuple, Dict[str, Any]] = {}
+    for turn in range(WARM_UP + arguments.repeats):
         for kind, run in (('forward', forward), ('forward + backward', both)):
             for name, transform in variants.items():
                 features.grad = None
-                synchronise(arguments.device)
-                start = time.perf_counter()
-                run(transform)
-                synchronise(arguments.device)
-                if turn >= arguments.warmup:
-                    times.setdefault((kind, name), []).append(time.perf_counter() - start)
-    return [
-        {'pass': kind, 'variant': name, 'error': errors[name], **spread(seconds)}
-        for (kind, name), seconds in times.items()
-    ]
+                seconds = timed(lambda run=run, transform=transform: run(transform), arguments.device)
+                row = {'pass': kind, 'variant': name, 'error': errors[name], 'times_s': []}
+                if turn >= WARM_UP:
+                    rows.setdefault((kind, name), row)['times_s'].append(seconds)
+    return list(rows.values())
 
 
 def view_errors(variants: Dict[str, Transform], features: Tensor, rig: CameraRig, grad: Tensor) -> Dict[str, float]:
@@ -132,72 +116,25 @@ def view_errors(variants: Dict[str, Transform], features: Tensor, rig: CameraRig
 def measure_model(arguments: argparse.Namespace, kept: bool) -> Dict[str, Any]:
     """Times of the detector, seconds, and the peak memory of this process (of the device, if that is a GPU)."""
     model, inputs = make_model(arguments, accelerate=kept), make_inputs(arguments)
-    on_gpu = torch.device(arguments.device).type == 'cuda'
-    times = []
     with torch.no_grad():
-        for turn in range(arguments.warmup + arguments.model_repeats):
-            synchronise(arguments.device)
-            start = time.perf_counter()
-            model(inputs, mode='tensor')
-            synchronise(arguments.device)
-            if turn >= arguments.warmup:
-                times.append(time.perf_counter() - start)
-    peak = torch.cuda.max_memory_allocated() if on_gpu else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return dict(times_s=times, peak_mib=peak / 2**20)
+        turns = range(WARM_UP + arguments.model_repeats)
+        times = [timed(lambda: model(inputs, mode='tensor'), arguments.device) for _ in turns]
+    return dict(times_s=times[WARM_UP:], peak_mib=peak_mib(arguments.device))
 
 
 def measure_models(arguments: argparse.Namespace) -> List[Dict[str, Any]]:
     """A row with and one without kept plans; their processes take turns."""
-    turns: Dict[str, List[Dict[str, Any]]] = {'fresh': [], 'kept': []}
+    rows = [dict(plans=name, times_s=[], peak_mib=0.0) for name in ('fresh', 'kept')]
     for _ in range(arguments.rounds):
-        for name, rows in turns.items():
-            done = subprocess.run(
-                [sys.executable, __file__, *sys.argv[1:], '--single', name],
-                check=True,
-                stdout=subprocess.PIPE,
-                text=True,
-            )
-            rows.append(json.loads(done.stdout.strip().splitlines()[-1]))
-    return [
-        dict(
-            plans=name,
-            peak_mib=max(row['peak_mib'] for row in rows),
-            **spread([seconds for row in rows for seconds in row['times_s']]),
-        )
-        for name, rows in turns.items()
-    ]
-
-
-def spread(seconds: List[float]) -> Dict[str, float]:
-    return dict(
-        median_ms=1e3 * statistics.median(seconds),
-        min_ms=1e3 * min(seconds),
-        max_ms=1e3 * max(seconds),
-        repeats=len(seconds),
-    )
-
-
-def describe_machine(arguments: argparse.Namespace) -> Dict[str, Any]:
-    on_gpu = torch.device(arguments.device).type == 'cuda'
-    return dict(
-        device=torch.cuda.get_device_name() if on_gpu else platform.processor() or platform.machine(),
-        threads=torch.get_num_threads(),
-        cores=os.cpu_count(),
-        load=os.getloadavg()[0],
-        torch=torch.__version__,
-        python=platform.python_version(),
-        image_size=list(arguments.image_size),
-        quick=arguments.quick,
-    )
+        for row in rows:
+            found = apart('--single', row['plans'])
+            row['times_s'] += found['times_s']
+            row['peak_mib'] = max(row['peak_mib'], found['peak_mib'])
+    return rows
 
 
 def report(result: Dict[str, Any]) -> None:
-    machine = result['machine']
-    print(
-        f'torch {machine["torch"]}, Python {machine["python"]}, {machine["device"]}, {machine["cores"]} cores, '
-        f'{machine["threads"]} threads, load {machine["load"]:.1f} at the start, {machine["image_size"]} pixels'
-        + (', quick: times say nothing' if machine['quick'] else '')
-    )
+    print(result['machine'])
     for row in result['view']:
         warning = '' if row['error'] < TOLERANCE else '  DIFFERS'
         print(f'{row["pass"]:<18} {row["variant"]:<18} {timing(row)}  error {row["error"]:.1e}{warning}')
@@ -206,19 +143,16 @@ def report(result: Dict[str, Any]) -> None:
 
 
 def timing(row: Dict[str, Any]) -> str:
-    return f'{row["median_ms"]:9.2f} ms ({row["min_ms"]:.2f} to {row["max_ms"]:.2f}, {row["repeats"]} runs)'
+    return f'{spread(row["times_s"], 1e3, 2)} ms, {len(row["times_s"])} runs'
 
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
-    parser.add_argument('--threads', type=int, default=0)
+    parser.add_argument('--threads', type=int, default=torch.get_num_threads())
     parser.add_argument('--repeats', type=int, default=20, help='of the view transformation')
     parser.add_argument('--model-repeats', type=int, default=5, help='of the whole detector, per process')
-    parser.add_argument(
-        '--rounds', type=int, default=2, help='processes of the whole detector with and without kept plans'
-    )
-    parser.add_argument('--warmup', type=int, default=2)
+    parser.add_argument('--rounds', type=int, default=2, help='processes of the whole detector, per kind of plan')
     parser.add_argument('--bev-pool-v2', metavar='PATH', help='folder of the published CUDA kernel, to be measured too')
     parser.add_argument('--json', type=Path, metavar='OUT', help='write the figures here too')
     parser.add_argument('--quick', action='store_true')
@@ -227,9 +161,8 @@ def parse_arguments() -> argparse.Namespace:
     arguments.image_size = (256, 704)
     if arguments.quick:
         arguments.image_size = QUICK_SIZE
-        arguments.repeats, arguments.model_repeats, arguments.rounds, arguments.warmup = 2, 1, 1, 1
-    if arguments.threads:
-        torch.set_num_threads(arguments.threads)
+        arguments.repeats, arguments.model_repeats, arguments.rounds = 2, 1, 1
+    torch.set_num_threads(arguments.threads)
     return arguments
 
 
@@ -240,8 +173,9 @@ def main() -> None:
         return
     if arguments.bev_pool_v2 and torch.device(arguments.device).type != 'cuda':
         raise SystemExit(f'--bev-pool-v2 is a CUDA kernel; the device is {arguments.device}')
-    result = dict(machine=describe_machine(arguments))
-    result.update(view=measure_view(arguments), model=measure_models(arguments))
+    quick = ', quick: times say nothing' if arguments.quick else ''
+    line = f'{machine(arguments.device)}, {arguments.image_size} pixels{quick}'
+    result = dict(machine=line, view=measure_view(arguments), model=measure_models(arguments))
     report(result)
     if arguments.json:
         arguments.json.write_text(json.dumps(result, indent=1) + '\n', encoding='utf-8')

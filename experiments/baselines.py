@@ -17,24 +17,22 @@ from typing import Any, Dict, List
 
 import numpy as np
 import torch
+from runs import add_config, read_config
 from tqdm import tqdm
 
 OVERLAP = 0.5
 BOXES_AN_IMAGE = 100  # as many as COCO counts
 
 
-def score_mean_map(config_path: Path, options: Dict[str, Any]) -> Dict[str, float]:
+def score_mean_map(config: Any) -> Dict[str, float]:
     """What the configured evaluator gives the mean training map (classes, Y, X) on validation frames: ``map/mIoU`` etc., percent."""
     from mmdet3d.registry import DATASETS, METRICS
-    from mmengine.config import Config
     from mmengine.registry import init_default_scope
 
     import geomim.bevdet
     import geomim.mmdet3d
 
     del geomim
-    config = Config.fromfile(config_path)
-    config.merge_from_dict(options)
     init_default_scope(config.get('default_scope', 'mmdet3d'))
     loaders = (config.train_dataloader, config.val_dataloader)
     train, val = (DATASETS.build({**loader.dataset, 'test_mode': True}) for loader in loaders)
@@ -58,10 +56,9 @@ def camera_of(file_name: str) -> str:
 
 def overlaps(boxes: np.ndarray) -> np.ndarray:
     """(M, M) IoU of boxes (M, 4): left, top, width, height, pixels."""
-    low, high = boxes[:, :2], boxes[:, :2] + boxes[:, 2:]
-    common = (np.minimum(high[:, None], high) - np.maximum(low[:, None], low)).clip(min=0).prod(axis=-1)
-    area = boxes[:, 2:].prod(axis=-1)
-    return np.asarray(common / (area[:, None] + area - common))
+    from pycocotools import mask
+
+    return np.asarray(mask.iou(boxes, boxes, [0] * len(boxes)))
 
 
 def frequent_boxes(boxes: np.ndarray, images: int) -> List[Dict[str, Any]]:
@@ -105,20 +102,16 @@ def score_frequent_boxes(train_path: Path, val_path: Path) -> Dict[str, float]:
 
 
 def main() -> None:
-    from mmengine.config import DictAction
-
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     kinds = parser.add_subparsers(dest='kind', required=True)
-    map_parser = kinds.add_parser('map', help='of a map segmentation')
-    map_parser.add_argument('config', type=Path)
-    map_parser.add_argument('--cfg-options', nargs='+', action=DictAction, default={}, help='as for tools/train.py')
+    add_config(kinds.add_parser('map', help='of a map segmentation'))
     box_parser = kinds.add_parser('boxes', help='of a 2D detection')
     box_parser.add_argument('train', type=Path, help='annotations in the format of COCO')
     box_parser.add_argument('val', type=Path)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     if arguments.kind == 'map':
-        scores = score_mean_map(arguments.config, arguments.cfg_options)
+        scores = score_mean_map(read_config(arguments))
     else:
         scores = score_frequent_boxes(arguments.train, arguments.val)
     print(json.dumps(scores, indent=2))

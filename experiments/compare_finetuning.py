@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence
 
 import finetuning
-from runs import Data, say
+from runs import Data, say, write_json, write_text
 
 SCRATCH = 'scratch'
 SCORES = ('mAP', 'NDS')
@@ -113,16 +113,9 @@ def describe(figures: Mapping[str, Any]) -> str:
 
 def write_table(out: Path, settings: Mapping[str, Any], runs: Sequence[Mapping[str, Any]], planned: int) -> None:
     """comparison.json and comparison.md."""
-    from geomim.checkpoints.files import atomic_path
-
     content = {**settings, 'planned': planned, 'runs': list(runs), 'summary': summarise(runs)}
-    texts = {
-        'comparison.json': json.dumps(content, indent=2) + '\n',
-        'comparison.md': markdown(settings, runs, planned),
-    }
-    for name, text in texts.items():
-        with atomic_path(out / name) as temporary:
-            Path(temporary).write_text(text, encoding='utf-8')
+    write_json(out / 'comparison.json', content)
+    write_text(out / 'comparison.md', markdown(settings, runs, planned))
 
 
 def check_settings(out: Path, settings: Mapping[str, Any]) -> None:
@@ -133,7 +126,7 @@ def check_settings(out: Path, settings: Mapping[str, Any]) -> None:
         found = json.loads(path.read_text(encoding='utf-8'))
         if found != wanted:
             raise SystemExit(f'{out} belongs to {found}, not to {wanted}: give another --out')
-    path.write_text(json.dumps(wanted, indent=2) + '\n', encoding='utf-8')
+    write_json(path, wanted)
 
 
 def compare(arguments: argparse.Namespace, jobs: Sequence[Job], settings: Mapping[str, Any]) -> List[Dict[str, Any]]:

@@ -12,16 +12,16 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple
+from typing import Any, Dict, Iterator, List, Sequence, Tuple
 
 import torch
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
 from mmengine.registry import init_default_scope
+from runs import add_config, read_config, write_json
 from torch import Tensor
 
 from geomim.adapter.step import PretrainBatch
-from geomim.checkpoints.files import atomic_path
 from geomim.method.depth import depth_labels
 from geomim.method.target import normalise_patches
 
@@ -29,9 +29,9 @@ RANGES = ((0.0, 10.0), (10.0, 20.0), (20.0, 40.0), (0.0, 1e9))  # metres
 MASK_SEED = 0
 
 
-def build(config: Config, checkpoint: Optional[Path] = None) -> Tuple[Any, Any, Any]:
-    """The model with a checkpoint's weights or its own, and the datasets of training and validation frames, both without augmentation."""
-    from mmdet3d.registry import DATASETS, MODELS
+def build(config: Config, checkpoint: Path) -> Any:
+    """The model with a checkpoint's weights."""
+    from mmdet3d.registry import MODELS
 
     import geomim.mmdet3d
     from geomim.mmengine.compat import load_local_checkpoint
@@ -39,22 +39,18 @@ def build(config: Config, checkpoint: Optional[Path] = None) -> Tuple[Any, Any, 
     del geomim
     init_default_scope(config.get('default_scope', 'mmdet3d'))
     model = MODELS.build(config.model)
-    if checkpoint is not None:
-        state = load_local_checkpoint(str(checkpoint), 'cpu')['state_dict']
-        model.load_state_dict(state, strict=True)
-    return model.eval(), training_set(config), DATASETS.build(config.val_dataloader.dataset)
+    model.load_state_dict(load_local_checkpoint(str(checkpoint), 'cpu')['state_dict'], strict=True)
+    return model.eval()
 
 
-def training_set(config: Config, augmented: bool = False) -> Any:
-    """The training frames without repetitions."""
+def datasets(config: Config) -> Tuple[Any, Any]:
+    """Training and validation frames, both without augmentation and repetitions."""
     from mmdet3d.registry import DATASETS
 
-    train = config.train_dataloader.dataset
+    train, val = config.train_dataloader.dataset, config.val_dataloader.dataset
     while 'dataset' in train:
         train = train.dataset
-    if not augmented:
-        train = {**train, 'pipeline': config.val_dataloader.dataset.pipeline, 'test_mode': True}
-    return DATASETS.build(train)
+    return DATASETS.build({**train, 'pipeline': val.pipeline, 'test_mode': True}), DATASETS.build(val)
 
 
 def frames(model: Any, dataset: Any, limit: int) -> Iterator[Dict[str, Any]]:
@@ -142,22 +138,18 @@ def shares(counts: Sequence[Sequence[int]]) -> Dict[str, List[float]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('config', type=Path)
+    add_config(parser)
     parser.add_argument('checkpoint', type=Path)
     parser.add_argument('--out', type=Path, help='JSON file to write; default: print only')
     parser.add_argument('--max-frames', type=int, default=100, help='of the training and of the validation set')
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, help='as for tools/train.py')
     arguments = parser.parse_args()
-    config = Config.fromfile(arguments.config)
-    if arguments.cfg_options:
-        config.merge_from_dict(arguments.cfg_options)
+    config = read_config(arguments)
     with torch.no_grad():
-        figures = evaluate(*build(config, arguments.checkpoint), arguments.max_frames)
-    text = json.dumps(figures, indent=2)
-    print(text)
+        model = build(config, arguments.checkpoint)
+        figures = evaluate(model, *datasets(config), arguments.max_frames)
+    print(json.dumps(figures, indent=2))
     if arguments.out:
-        with atomic_path(arguments.out) as temporary:
-            Path(temporary).write_text(text + '\n', encoding='utf-8')
+        write_json(arguments.out, figures)
 
 
 if __name__ == '__main__':

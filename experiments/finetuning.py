@@ -8,7 +8,17 @@ from pathlib import Path
 from typing import Any, Dict, List, Optional
 
 from run_folders import last_scores
-from runs import CONFIGS, LOADERS, Data, data_options, evaluator_options, image_size, run, schedule_options, train
+from runs import (
+    CONFIGS,
+    Data,
+    data_options,
+    evaluator_options,
+    image_size,
+    pipeline_steps,
+    run,
+    schedule_options,
+    train,
+)  # fmt: skip
 
 DETECTOR = CONFIGS / 'finetune' / 'bevdepth4d_rays_tiny_synthetic.py'
 PREFIX = 'bevdet'  # of the info files
@@ -96,14 +106,12 @@ def image_options(content: Any, data: Data) -> List[str]:
     """Options that fit the image augmentation to the size of the data's images."""
     height, width = image_size(data)
     options = []
-    for loader in LOADERS:
-        for number, step in enumerate(content[loader].dataset.pipeline):
-            given = step.get('data_config')
-            if given and tuple(given['src_size']) != (height, width):
-                lower, upper = (value * given['src_size'][1] / width for value in given['resize'])
-                place = f'{loader}.dataset.pipeline.{number}.data_config'
-                options.append(f'{place}.src_size=({height},{width})')
-                options.append(f'{place}.resize=({lower:.5f},{upper:.5f})')
+    for place, step in pipeline_steps(content):
+        given = step.get('data_config')
+        if given and tuple(given['src_size']) != (height, width):
+            lower, upper = (value * given['src_size'][1] / width for value in given['resize'])
+            options.append(f'{place}.data_config.src_size=({height},{width})')
+            options.append(f'{place}.data_config.resize=({lower:.5f},{upper:.5f})')
     return options
 
 

@@ -9,25 +9,25 @@ sample. Writes OUT/figures.json and OUT/picture.jpg; says nothing about other fr
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
-from typing import Any, Dict, List, Mapping, NamedTuple, Sequence, Tuple
+from typing import Any, Dict, List, Mapping, NamedTuple, Sequence
 
 import torch
 from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
 from mmengine.registry import DATASETS
 from mmengine.runner import Runner
+from runs import CONFIGS, pipeline_steps, schedule, without_validation, write_json
 from torch import Tensor
 
 from geomim.bevdet.boxes.transform import transform_boxes
 from geomim.bevdet.inference.frame_pictures import draw_frame, save_jpeg
-from geomim.checkpoints.files import atomic_path
 from geomim.nuscenes.bevdet_infos import bevdet_info_names, make_bevdet_infos
 from geomim.nuscenes.infos import find_version
 
-CONFIG = Path(__file__).resolve().parent.parent / 'configs' / 'mmdet3d' / 'finetune' / 'bevdepth4d_tiny_synthetic.py'
+CONFIG = CONFIGS / 'finetune' / 'bevdepth4d_tiny_synthetic.py'
 CELL = 0.8  # metres
+IMAGE_SIZE = (128, 352)
 LEARNING_RATE = 2e-3
 NEAR = 1.0  # metres between the centres of a box and its finding, seen from above
 SURE = 0.3  # score of a finding
@@ -59,13 +59,13 @@ class Keyframe(NamedTuple):
     found: Boxes
 
 
-def overfit_config(root: Path, infos: Path, out: Path, iterations: int, image_size: Tuple[int, int]) -> Config:
+def overfit_config(root: Path, infos: Path, out: Path, iterations: int) -> Config:
     """The tiny configuration with one sample, twice as many cells an axis, and nothing random but the first weights."""
     config = Config.fromfile(CONFIG)
     config.work_dir, version = str(out), find_version(root)
     config.model.img_backbone.init_cfg = None
     view = config.model.img_view_transformer
-    view.input_size = image_size
+    view.input_size = IMAGE_SIZE
     view.grid_config.update(x=[-51.2, 51.2, CELL], y=[-51.2, 51.2, CELL])
     voxel = CELL / config.model.train_cfg.pts.out_size_factor
     config.model.train_cfg.pts.update(grid_size=[1024, 1024, 40], voxel_size=[voxel, voxel, 0.2])
@@ -75,27 +75,19 @@ def overfit_config(root: Path, infos: Path, out: Path, iterations: int, image_si
         loader.update(num_workers=0, persistent_workers=False)
         loader.dataset.update(data_root=f'{root}/', ann_file=str(infos / name), indices=1)
         loader.dataset.metainfo.version = version
-        for step in loader.dataset.pipeline:
-            if 'data_config' in step:
-                step.data_config.update(input_size=image_size, src_size=(900, 1600), resize=(0.0, 0.0))
-            if 'Aug' in step.type:
-                step.training = False
-    for split in ('val', 'test'):
-        for part in ('dataloader', 'evaluator', 'cfg'):
-            config[f'{split}_{part}'] = None
-    schedule(config, iterations)
-    return config
-
-
-def schedule(config: Config, iterations: int) -> None:
-    config.train_cfg = dict(type='IterBasedTrainLoop', max_iters=iterations)
-    warm_up, cosine = config.param_scheduler
-    warm_up.end = max(1, iterations // 20)
-    cosine.update(T_max=iterations, end=iterations, eta_min=LEARNING_RATE / 50)
+    for _, step in pipeline_steps(config):
+        if 'data_config' in step:
+            step.data_config.update(input_size=IMAGE_SIZE, src_size=(900, 1600), resize=(0.0, 0.0))
+        if 'Aug' in step.type:
+            step.training = False
+    without_validation(config)
+    config.merge_from_dict(schedule(iterations, iterations // 20))
+    config.param_scheduler[1].eta_min = LEARNING_RATE / 50
     config.optim_wrapper.optimizer.update(lr=LEARNING_RATE, weight_decay=0.0)
     config.optim_wrapper.paramwise_cfg.decay_rate = 1.0  # nothing is pretrained
     config.default_hooks.checkpoint.update(interval=iterations, max_keep_ckpts=1)
     config.custom_hooks = [hook for hook in config.custom_hooks if hook.type == 'EpochSeedHook']
+    return config
 
 
 def train(config: Config, out: Path, iterations: int) -> Any:
@@ -147,15 +139,13 @@ def measure(keyframe: Keyframe, classes: List[int]) -> Dict[str, Any]:
     wanted = (truth.reach() <= RANGE) & (truth.values >= FEWEST_POINTS)
     reached = found.reach() <= RANGE
     hits = (apart <= NEAR).any(dim=0) & reached
-    boxes = [
-        dict(
-            centre=[round(value, 2) for value in truth.centres[row].tolist()],
-            lidar_points=int(truth.values[row]),
-            error_metres=round(float(nearest.values[row]), 3) if nearest.values[row] < float('inf') else None,
-            score=round(float(found.values[nearest.indices[row]]), 3) if nearest.values[row] < float('inf') else None,
-        )
-        for row in wanted.nonzero()[:, 0].tolist()
-    ]
+    boxes = []
+    for row in wanted.nonzero()[:, 0].tolist():
+        centre, error = [round(value, 2) for value in truth.centres[row].tolist()], float(nearest.values[row])
+        box: Dict[str, Any] = dict(centre=centre, lidar_points=int(truth.values[row]), error_metres=None, score=None)
+        if error < float('inf'):
+            box.update(error_metres=round(error, 3), score=round(float(found.values[nearest.indices[row]]), 3))
+        boxes.append(box)
     count, right = int(wanted.sum()), int((nearest.values[wanted] <= NEAR).sum())
     return dict(
         annotated=count,
@@ -184,8 +174,7 @@ def write_results(
         cars_without_images=measure(blind, [list(classes).index('car')]),
         all_classes_without_images=measure(blind, everything),
     )
-    with atomic_path(out / 'figures.json') as temporary:
-        Path(temporary).write_text(json.dumps(figures, indent=2) + '\n', encoding='utf-8')
+    write_json(out / 'figures.json', figures)
     instances = keyframe.sample.pred_instances_3d
     sure = instances[instances.scores_3d >= SURE]
     save_jpeg(out / 'picture.jpg', draw_frame(keyframe.info, keyframe.sample, sure, classes))
@@ -197,16 +186,14 @@ def main() -> None:
     parser.add_argument('--data', type=Path, required=True, help='nuScenes folder')
     parser.add_argument('--out', type=Path, required=True, help='folder of the results')
     parser.add_argument('--iterations', type=int, default=300)
-    parser.add_argument('--image-size', type=int, nargs=2, default=(128, 352), metavar=('H', 'W'))
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     out, root = arguments.out.expanduser().resolve(), arguments.data.expanduser().resolve()
-    image_size = (arguments.image_size[0], arguments.image_size[1])
     infos = root if all((root / name).is_file() for name in bevdet_info_names()) else make_bevdet_infos(root, out)
-    config = overfit_config(root, infos, out, arguments.iterations, image_size)
+    config = overfit_config(root, infos, out, arguments.iterations)
     model = train(config, out, arguments.iterations)
     dataset = DATASETS.build(config.train_dataloader.dataset)
-    settings = dict(iterations=arguments.iterations, image_size=image_size, cell_metres=CELL)
+    settings = dict(iterations=arguments.iterations, image_size=IMAGE_SIZE, cell_metres=CELL)
     classes = list(dataset.metainfo['classes'])
     figures = write_results(look(model, dataset), look(model, dataset, blind=True), classes, settings, out)
     for name in ('cars', 'cars_without_images', 'all_classes', 'all_classes_without_images'):

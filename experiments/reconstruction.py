@@ -2,140 +2,97 @@
 
     python experiments/reconstruction.py CONFIG --out FOLDER --seeds 0 1 2 --iterations 1800 --cfg-options KEY=VALUE ...
 
-The model, frames, losses and optimiser of a pretraining CONFIG without its runner, under a warm-up and a cosine: every
-training frame is loaded, augmented and shown to the teacher once and kept, which on a CPU leaves the time to the student,
-but lets long runs learn the frames by heart. One sample a step. A seed decides initial weights, order of frames and
-masks. Finished seeds are kept; seeds may run side by side, each in a process of its own, on one thread each.
-FOLDER/reconstruction.md has the table of all seeds that are there.
+Trains a pretraining CONFIG with mmengine's Runner, one sample a step. Every training frame is loaded and augmented once and
+kept, which on a CPU leaves the time to the student, but lets long runs learn the frames by heart. A seed decides initial
+weights, order of frames and masks. An interrupted seed goes on from its last checkpoint and finished ones are kept; seeds
+may run side by side, each in a process of its own, on one thread each. FOLDER/reconstruction.md has the table of all
+seeds that are there.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import json
-import math
 import random
 import statistics
-import time
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Sequence
+from typing import Any, Dict, Sequence
 
 import evaluate_pretraining
 import numpy as np
 import torch
-from mmengine.config import Config, DictAction
-from mmengine.dataset import pseudo_collate
-from torch import Tensor, nn
-from tqdm import tqdm
+from mmengine.config import Config
+from mmengine.registry import DATASETS
+from mmengine.runner import Runner
+from run_folders import read_scalars, series
+from runs import add_config, read_config, schedule, without_validation, write_json, write_text
 
-from geomim.adapter.seeds import mask_generator
-from geomim.checkpoints.files import atomic_path
 from geomim.checkpoints.loading import save_atomically, write_encoders
 
-FRAME_SEED = 0  # of the augmentation of the frames that are kept
 FIGURES = 'figures_seed-{}.json'
 
 
-class KeptTargets(nn.Module):
-    """In the teacher's place: the map that the teacher made of the present sample."""
+@DATASETS.register_module()
+class KeptFrames(torch.utils.data.Dataset):
+    """The frames of a dataset as it gave them the first time; the augmentation of a frame depends on its number alone."""
 
-    record = None
-    target: Tensor
+    def __init__(self, dataset: Dict[str, Any]) -> None:
+        self.dataset = DATASETS.build(dataset)
+        self.metainfo = self.dataset.metainfo
+        self.kept: Dict[int, Dict[str, Any]] = {}
 
-    def forward(self, points: Any) -> Tensor:
-        return self.target
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, number: int) -> Dict[str, Any]:
+        if number not in self.kept:
+            random.seed(number)
+            np.random.seed(number)
+            self.kept[number] = self.dataset[number]
+        sample = self.kept[number]
+        return {'inputs': dict(sample['inputs']), 'data_samples': sample['data_samples'].clone()}
 
 
-def kept_frames(model: Any, dataset: Any) -> List[Dict[str, Any]]:
-    """Each training frame as its pipeline gives it, with the teacher's map as 'target' and nearly no points."""
-    random.seed(FRAME_SEED)
-    np.random.seed(FRAME_SEED)
-    frames = []
+def run_config(config: Config, folder: Path, seed: int, iterations: int) -> Config:
+    """``config`` for one seed in ``folder``: one kept sample a step, no validation, no pictures."""
+    config = copy.deepcopy(config)
+    config.merge_from_dict(
+        {**schedule(iterations, iterations // 10), 'work_dir': str(folder), 'model.mask_seed': seed, 'resume': True}
+    )
+    config.randomness = dict(seed=seed)
+    config.visualizer.name = f'seed-{seed}'  # mmengine keeps one by its name, which logs to the first run's folder
+    logger = config.default_hooks.logger
+    logger.interval = min(logger.get('interval', 10), iterations)  # the minutes of the table come from the log
+    loader = config.train_dataloader
+    loader.update(batch_size=1, num_workers=0, persistent_workers=False)
+    loader.dataset = dict(type='KeptFrames', dataset=loader.dataset)
+    config.custom_hooks = [hook for hook in config.custom_hooks if hook.type != 'ReconstructionPicturesHook']
+    without_validation(config)
+    return config
+
+
+def run(arguments: argparse.Namespace, config: Config, seed: int) -> None:
+    """Pretrain with one seed, or go on with it, and write checkpoint, encoders and figures."""
+    out, folder = arguments.out, arguments.out / f'seed-{seed}'
+    runner = Runner.from_cfg(run_config(config, folder, seed, arguments.iterations))
+    runner.train()
+    model = runner.model.eval()
+    save_atomically({'state_dict': model.state_dict()}, out / f'student_seed-{seed}.pth')
+    write_encoders(model.student, out / f'encoder_seed-{seed}.pth', ('bevdet',))
     with torch.no_grad():
-        for number in tqdm(range(len(dataset)), desc='frames', mininterval=1):
-            sample = dataset[number]
-            inputs = model.data_preprocessor(pseudo_collate([sample]), False)['inputs']
-            sample['target'] = model.teacher(inputs['points']).clone()
-            sample['inputs']['points'] = sample['inputs']['points'][:1].clone()
-            frames.append(sample)
-    return frames
-
-
-def endless(frames: Sequence[Any], seed: int) -> Iterator[Any]:
-    """All frames in random order, again and again."""
-    generator = random.Random(seed)
-    while True:
-        order = list(range(len(frames)))
-        generator.shuffle(order)
-        yield from (frames[number] for number in reversed(order))
-
-
-def factor(iteration: int, iterations: int) -> float:
-    """Of the learning rate: linear over a tenth of the run, under a cosine that ends at a thousandth."""
-    rise = min(1.0, (iteration + 1) / max(1, iterations // 10))
-    return rise * (0.5 * (1 + math.cos(math.pi * iteration / iterations)) + 1e-3)
-
-
-def train(model: Any, frames: Sequence[Dict[str, Any]], config: Config, seed: int, iterations: int) -> None:
-    """The student of ``model``, whose teacher is one of ``KeptTargets``."""
-    options = dict(config.optim_wrapper.optimizer)
-    if options.pop('type') != 'AdamW':
-        raise SystemExit(f'optim_wrapper.optimizer is {config.optim_wrapper.optimizer.type}, only AdamW is known here')
-    rate = options['lr']
-    optimizer = torch.optim.AdamW(model.student.parameters(), **options)
-    largest = config.optim_wrapper.get('clip_grad', {}).get('max_norm', math.inf)
-    model.train()
-    bar = tqdm(zip(range(iterations), endless(frames, seed)), total=iterations, desc=f'seed {seed}', mininterval=1)
-    for iteration, sample in bar:
-        for group in optimizer.param_groups:
-            group['lr'] = rate * factor(iteration, iterations)
-        content = dict(sample, inputs=dict(sample['inputs']))
-        model.teacher.target = content.pop('target')
-        inputs = model.data_preprocessor(pseudo_collate([content]), True)['inputs']
-        result = model.run_student(inputs, mask_generator(seed, iteration, 0))
-        optimizer.zero_grad()
-        (result.reconstruction_loss + result.depth_loss).backward()
-        nn.utils.clip_grad_norm_(model.student.parameters(), largest)
-        optimizer.step()
-        if iteration % 20 == 0:
-            bar.set_postfix(reconstruction=f'{result.reconstruction_loss.item():.3f}')
-
-
-def run(arguments: argparse.Namespace, config: Config, seed: int, frames: List[Dict[str, Any]]) -> None:
-    """Pretrain with one seed and write checkpoint, encoders and figures; ``frames`` is filled by the first."""
-    torch.manual_seed(seed)
-    checkpoint = arguments.out / f'student_seed-{seed}.pth'
-    model, train_set, val_set = evaluate_pretraining.build(config)
-    if not frames:
-        augmented = evaluate_pretraining.training_set(config, augmented=True)
-        frames += kept_frames(model, augmented)
-    teacher, model.teacher = model.teacher, KeptTargets()
-    start = time.monotonic()
-    train(model, frames, config, seed, arguments.iterations)
-    seconds = time.monotonic() - start
-    model.teacher = teacher
-    save_atomically({'state_dict': model.state_dict()}, checkpoint)
-    write_encoders(model.student, arguments.out / f'encoder_seed-{seed}.pth', ('bevdet',))
-    with torch.no_grad():
-        figures = evaluate_pretraining.evaluate(model.eval(), train_set, val_set, arguments.max_frames)
+        figures = evaluate_pretraining.evaluate(model, *evaluate_pretraining.datasets(config), arguments.max_frames)
+    # of all calls that the training took
+    seconds = arguments.iterations * statistics.fmean(time for _, time in series(read_scalars(folder), 'time'))
     content = {'seed': seed, 'iterations': arguments.iterations, 'seconds': seconds, **figures}
-    with atomic_path(arguments.out / FIGURES.format(seed)) as temporary:
-        Path(temporary).write_text(json.dumps(content, indent=2) + '\n', encoding='utf-8')
+    write_json(out / FIGURES.format(seed), content)
 
 
 def table(runs: Sequence[Dict[str, Any]]) -> str:
     """A row a seed, then mean and standard deviation over the seeds."""
     ranges = list(runs[0]['prior_depth_within_one_bin'])
-    head = [
-        'seed',
-        'iterations',
-        'minutes',
-        'reconstruction',
-        'own average map',
-        'mean target',
-        'constant map',
-        'margin',
-    ]
+    head = ['seed', 'iterations', 'minutes', 'reconstruction']
+    head += ['own average map', 'mean target', 'constant map', 'margin']
     lines = ['| ' + ' | '.join([*head, *(f'depth {name}' for name in ranges)]) + ' |']
     lines.append('|---' * (len(head) + len(ranges)) + '|')
     for result in runs:
@@ -151,8 +108,6 @@ def table(runs: Sequence[Dict[str, Any]]) -> str:
     lines += [
         '',
         f'Margin, by which the loss is below that of the mean target: {statistics.fmean(margins):.1%}{spread}.',
-    ]
-    lines += [
         "Own average map: the loss of the mean of the student's maps, shown for every frame.",
         'Depth: share of labelled cells right within one bin, in brackets that of the most frequent bin.',
     ]
@@ -166,15 +121,12 @@ def margin(result: Dict[str, Any]) -> float:
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('config', type=Path)
+    add_config(parser)
     parser.add_argument('--out', type=Path, required=True, help='where figures, checkpoints and encoders go')
     parser.add_argument('--seeds', type=int, nargs='+', default=[0, 1, 2])
     parser.add_argument('--iterations', type=int, default=1800)
     parser.add_argument('--threads', type=int, default=1)
-    parser.add_argument(
-        '--max-frames', type=int, default=100, help='of the training and validation set, in the evaluation'
-    )
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, help='as for tools/train.py')
+    parser.add_argument('--max-frames', type=int, default=100, help='of each set, in the evaluation')
     return parser.parse_args()
 
 
@@ -182,15 +134,12 @@ def main() -> None:
     arguments = parse_arguments()
     arguments.out.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(arguments.threads)
-    config = Config.fromfile(arguments.config)
-    if arguments.cfg_options:
-        config.merge_from_dict(arguments.cfg_options)
-    frames: List[Dict[str, Any]] = []
+    config = read_config(arguments)
     for seed in arguments.seeds:
         if (arguments.out / FIGURES.format(seed)).is_file():
             print(f'seed {seed}: {arguments.out / FIGURES.format(seed)} is there')
         else:
-            run(arguments, config, seed, frames)
+            run(arguments, config, seed)
     paths = sorted(arguments.out.glob(FIGURES.format('*')))
     runs = [json.loads(path.read_text(encoding='utf-8')) for path in paths]
     lengths = sorted({result['iterations'] for result in runs})
@@ -199,8 +148,7 @@ def main() -> None:
             f'{arguments.out} has runs of {lengths} iterations, not {arguments.iterations}: give another --out'
         )
     text = table(runs)
-    with atomic_path(arguments.out / 'reconstruction.md') as temporary:
-        Path(temporary).write_text(text, encoding='utf-8')
+    write_text(arguments.out / 'reconstruction.md', text)
     print(text)
 
 

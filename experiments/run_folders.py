@@ -7,9 +7,7 @@ import math
 import numbers
 import re
 from pathlib import Path
-from typing import Any, Dict, Iterable, List, Mapping, Optional, Sequence, Tuple
-
-import numpy as np
+from typing import Any, Dict, Iterable, List, Mapping, Optional, Tuple
 
 Point = Tuple[float, float]
 Row = Dict[str, float]
@@ -76,31 +74,18 @@ def series(rows: Iterable[Row], key: str) -> List[Point]:
     return [(row['step'], row[key]) for row in rows if 'step' in row and finite(row.get(key)) is not None]
 
 
-def validation_series(rows: Sequence[Row], key: str) -> List[Point]:
-    """``series`` of a validation figure over iterations, also where the run counted its validations in epochs."""
-    ends: Dict[float, float] = {}
-    for row in rows:
-        if 'epoch' in row and not validates(row):
-            ends[row['epoch']] = max(row['step'], ends.get(row['epoch'], 0))
-    return [(ends.get(step, step), value) for step, value in series(rows, key)]
-
-
-def newest_pictures(run: Path, count: int) -> List[Path]:
-    """Up to ``count`` pictures of one subject over the run, the first and the last among them, the others evenly between.
+def first_and_last_picture(run: Path) -> List[Path]:
+    """The first and the last picture of one subject over the run, or the only one.
 
     Pictures are ``run/*/vis_data/vis_image/NAME_ITERATION.png``, in the order of the iteration as a number; a picture that a resumed run
-    drew again counts once. Of several names the one with most pictures is taken. One picture is the last.
+    drew again counts once. Of several names the one with most pictures is taken.
     """
     subjects: Dict[str, Dict[int, Path]] = {}
     for path in sorted(Path(run).glob('*/vis_data/vis_image/*.png')):
         name, iteration = picture_subject(path)
         subjects.setdefault(name, {})[iteration] = path
-    if not subjects or count < 1:
-        return []
-    drawn = max(subjects.values(), key=len)
-    ordered = [drawn[iteration] for iteration in sorted(drawn)]
-    picked = np.linspace(0, len(ordered) - 1, min(count, len(ordered))).round().astype(int).tolist()
-    return [ordered[index] for index in picked] if count > 1 else ordered[-1:]
+    drawn = max(subjects.values(), key=len, default={})
+    return [drawn[iteration] for iteration in sorted({min(drawn), max(drawn)})] if drawn else []
 
 
 def picture_subject(path: Path) -> Tuple[str, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import shlex
@@ -9,7 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any, Dict, List, NamedTuple, Optional, Tuple
+from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Tuple
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = ROOT / 'configs' / 'mmdet3d'
@@ -59,15 +60,63 @@ def train(
     return finished
 
 
+def write_text(path: Path, text: str) -> None:
+    """A file that is there as a whole or not at all."""
+    from geomim.atomic import atomic_path
+
+    with atomic_path(path) as temporary:
+        Path(temporary).write_text(text, encoding='utf-8')
+
+
+def write_json(path: Path, content: Any) -> None:
+    write_text(path, json.dumps(content, indent=2) + '\n')
+
+
+def add_config(parser: argparse.ArgumentParser) -> None:
+    """The arguments that ``read_config`` reads."""
+    from mmengine.config import DictAction
+
+    parser.add_argument('config', type=Path)
+    parser.add_argument('--cfg-options', nargs='+', action=DictAction, default={}, help='as for tools/train.py')
+
+
+def read_config(arguments: argparse.Namespace) -> Any:
+    from mmengine.config import Config
+
+    config = Config.fromfile(arguments.config)
+    config.merge_from_dict(arguments.cfg_options)
+    return config
+
+
+def without_validation(config: Any) -> None:
+    """Let a Runner of this configuration train and nothing else."""
+    for split in ('val', 'test'):
+        for part in ('dataloader', 'evaluator', 'cfg'):
+            config[f'{split}_{part}'] = None
+
+
+def pipeline_steps(config: Any) -> Iterator[Tuple[str, Any]]:
+    """The steps of all loaders' pipelines, each with its place in the configuration."""
+    for loader in LOADERS:
+        for number, step in enumerate(config[loader].dataset.pipeline):
+            yield f'{loader}.dataset.pipeline.{number}', step
+
+
+def schedule(iterations: int, warm_up: int) -> Dict[str, int]:
+    """What sets a run's length, by its place in the configuration."""
+    return {
+        'train_cfg.max_iters': iterations,
+        'train_cfg.val_interval': iterations,
+        'param_scheduler.0.end': max(1, warm_up),
+        'param_scheduler.1.T_max': iterations,
+        'param_scheduler.1.end': iterations,
+        'default_hooks.checkpoint.interval': max(1, iterations // 3),
+    }
+
+
 def schedule_options(iterations: int, warm_up: int) -> List[str]:
     """Options that set a run's length."""
-    options = [f'train_cfg.max_iters={iterations}', f'train_cfg.val_interval={iterations}']
-    options += [f'param_scheduler.0.end={max(1, warm_up)}', f'param_scheduler.1.T_max={iterations}']
-    return [
-        *options,
-        f'param_scheduler.1.end={iterations}',
-        f'default_hooks.checkpoint.interval={max(1, iterations // 3)}',
-    ]
+    return [f'{place}={value}' for place, value in schedule(iterations, warm_up).items()]
 
 
 def data_options(data: Data, prefix: str = 'nuscenes') -> List[str]:

@@ -97,11 +97,11 @@ def test_mmcv_is_taken_ready_else_built_in_two_units_else_file_by_file(
     class Steps(bootstrap.Steps):
         def run(self, title: str, command: Sequence[str], **env: str) -> None:
             titles.append(title)
+            folder = Path(command[command.index('-w' if '-w' in command else '-d') + 1])
             if 'source' in title:
                 (tmp_path / 'made' / 'mmcv-2.1.0' / 'mmcv/ops/csrc/pytorch/cpu').mkdir(parents=True, exist_ok=True)
-                shutil.make_archive(str(Path(command[-2]) / 'mmcv-2.1.0'), 'gztar', str(tmp_path / 'made'))
+                shutil.make_archive(str(folder / 'mmcv-2.1.0'), 'gztar', str(tmp_path / 'made'))
             elif works in title:
-                folder = Path(command[command.index('-w' if '-w' in command else '-d') + 1])
                 (folder / 'mmcv-2.1.0-cp311-cp311-linux_x86_64.whl').touch()
                 units.extend(Path(command[-1]).rglob('unit.cpp'))
             else:

@@ -12,6 +12,7 @@ Exit status: 0 ready, 1 a step failed, 3 no suitable Python on this machine, 130
 
 import argparse
 import contextlib
+import functools
 import hashlib
 import json
 import os
@@ -45,6 +46,7 @@ print(json.dumps(dict(
 HEADERS = ('pytorch_cpp_helper.hpp', 'pytorch_device_registry.hpp')
 # OpenMMLab's ready wheels of mmcv 2.1; there are none for a later torch
 READY = 'https://download.openmmlab.com/mmcv/dist/{}/torch2.1/index.html'
+READY_FLAVOURS = ('cu118', 'cu121', 'cpu')
 
 
 class Host(NamedTuple):
@@ -59,30 +61,15 @@ class Host(NamedTuple):
     packages: Tuple[str, ...] = ()  # installed beside the extras
 
 
+MODERN = ('3.11', '3.10', '3.12', '3.9')
 HOSTS = {
-    'mmdet3d': Host(
-        venv='.venv',
-        pythons=('3.11', '3.10', '3.12', '3.9'),
-        extras=('mmdet3d', 'dev'),
-        imports='mmcv.ops, mmdet3d, spconv.pytorch, geomim',
-        mmcv='mmcv',
-    ),
+    'mmdet3d': Host('.venv', MODERN, ('mmdet3d', 'dev'), 'mmcv.ops, mmdet3d, spconv.pytorch, geomim', mmcv='mmcv'),
     'bevdet': Host(
-        venv='.venv-bevdet',
-        pythons=('3.8',),
-        extras=('test',),
-        imports='mmcv.ops, mmdet3d.apis, geomim',
-        torch='torch torchvision',
-        mmcv='mmcv-full',
-        packages=('mmcv-full', 'mmdet', 'mmsegmentation', 'mmdet3d', 'nuscenes-devkit'),
+        '.venv-bevdet', ('3.8',), ('test',), 'mmcv.ops, mmdet3d.apis, geomim', 'torch torchvision', 'mmcv-full',
+        ('mmcv-full', 'mmdet', 'mmsegmentation', 'mmdet3d', 'nuscenes-devkit'),
     ),
-    'check': Host(
-        venv='.venv-check',
-        pythons=('3.11', '3.10', '3.12', '3.9', '3.8'),
-        extras=('lint', 'test'),
-        imports='torch, geomim',
-    ),
-}
+    'check': Host('.venv-check', (*MODERN, '3.8'), ('lint', 'test'), 'torch, geomim'),
+}  # fmt: skip
 HOST_HELP = (
     'mmdet3d: everything; check: torch and the checkers, for the core alone; bevdet: mmcv 1.x and mmdet3d 1.0.0rc4 on '
     'torch 1.10, for tests. Python 3.8 means torch 1.10.'
@@ -92,14 +79,14 @@ HOST_HELP = (
 class SetupError(Exception):
     """A problem that the user can act on; `status` is the exit status."""
 
-    def __init__(self, message: str, status: int = 1) -> None:
-        super().__init__(message)
-        self.status = status
+    status = 1
 
 
-def say(text: str, end: str = '\n') -> None:
-    sys.stdout.write(text + end)
-    sys.stdout.flush()
+class NoPythonError(SetupError):
+    status = 3
+
+
+say = functools.partial(print, flush=True)
 
 
 class Steps:
@@ -163,9 +150,6 @@ def only_one(lock: Path, task: str) -> Iterator[None]:
         yield
 
 
-# -------------------------------------------------------------------------------------------------- Python and venv
-
-
 def python_version(python: str) -> Optional[str]:
     """'3.11' if `python` runs and can create environments, else None (a version manager's shim may exist but fail)."""
     code = 'import sys, venv, ensurepip; print("%d.%d" % sys.version_info[:2])'
@@ -178,23 +162,20 @@ def python_version(python: str) -> Optional[str]:
 
 def find_python(host: Host, wanted: Optional[str]) -> Tuple[str, str]:
     """(interpreter, version): `wanted` alone, else the running one, then PATH and pyenv's in the order of preference."""
-    candidates = [wanted] if wanted and os.sep in wanted else [] if wanted else [sys.executable]
+    candidates = [wanted or sys.executable]
     pyenv = Path(os.environ.get('PYENV_ROOT', Path.home() / '.pyenv')) / 'versions'
     for version in host.pythons:
         if wanted in (None, f'python{version}'):
-            folders = [folder for folder in os.environ.get('PATH', '').split(os.pathsep) if folder]
-            candidates += [str(Path(folder) / f'python{version}') for folder in folders]
+            candidates += [os.path.join(folder, f'python{version}') for folder in os.get_exec_path() if folder]
             candidates += [str(path) for path in sorted(pyenv.glob(f'{version}.*/bin/python'), reverse=True)]
-    for candidate in [*candidates, *([wanted] if wanted else [])]:
+    for candidate in candidates:
         found = python_version(candidate)
         if found in host.pythons:
             return candidate, found
-    names = ', '.join(sorted(host.pythons, key=lambda v: int(v.split('.')[1])))
-    raise SetupError(
-        f'This needs Python {names} with its venv module; {wanted or "no such interpreter"} '
+    raise NoPythonError(
+        f'This needs Python {", ".join(host.pythons)} with its venv module; {wanted or "no such interpreter"} '
         f'{"is not that" if wanted else "was found"}. Install one (Debian and Ubuntu: python{host.pythons[0]}-venv '
-        f'and python{host.pythons[0]}-dev) or name one with --python.',
-        status=3,
+        f'and python{host.pythons[0]}-dev) or name one with --python.'
     )
 
 
@@ -237,9 +218,6 @@ def read_pins(version: str) -> Dict[str, str]:
     return pins if version in CONSTRAINTS else {name: line for name, line in pins.items() if name in PORTABLE_PINS}
 
 
-# ------------------------------------------------------------------------------------------------- wheels made here
-
-
 def cache_folder() -> Path:
     base = os.environ.get('XDG_CACHE_HOME') or os.path.join(os.path.expanduser('~'), '.cache')
     return Path(os.environ.get('GEOMIM_CACHE') or os.path.join(base, 'geomim')).absolute()
@@ -259,13 +237,26 @@ def jobs() -> str:
     return os.environ.get('MAX_JOBS') or str(max(1, min(os.cpu_count() or 1, memory // 2**31)))
 
 
-def kept_wheel(package: str, key: str, build: Callable[[Path], Path]) -> Path:
-    """The wheel of `package` in the cache's folder `key`; the first time `build(folder)` makes it there."""
-    folder = cache_folder() / key
+@contextlib.contextmanager
+def kept_wheel(package: str, *key: str) -> Iterator[Tuple[Path, Optional[Path]]]:
+    """The cache's folder of this `key`, locked, and the wheel of `package` in it if one was made before."""
+    folder = cache_folder() / '-'.join(key).replace('==', '-')
     folder.mkdir(parents=True, exist_ok=True)
     with only_one(folder / 'lock', f'building {package}'):
-        kept = sorted(folder.glob(f'{package.replace("-", "_")}-*.whl'))
-        return kept[0] if kept else build(folder)
+        yield folder, next(folder.glob(f'{package.replace("-", "_")}-*.whl'), None)
+
+
+def fetch(
+    steps: Steps, title: str, python: str, kind: str, pattern: str, folder: Path, *arguments: str, **env: str
+) -> Path:
+    """`pip download` or `pip wheel`, without dependencies; the one file that it leaves comes to `folder` as a whole."""
+    with tempfile.TemporaryDirectory(dir=str(folder)) as scratch:
+        target = ['-d' if kind == 'download' else '-w', scratch]
+        # pip's own cache of wheels knows neither a changed source nor which torch a wheel belongs to
+        command = [python, '-m', 'pip', '-v', kind, '--no-deps', '--no-cache-dir', *target, *arguments]
+        steps.run(title, command, **env)
+        found = next(Path(scratch).glob(pattern))
+        return found.replace(folder / found.name)
 
 
 def build_wheel(
@@ -273,27 +264,23 @@ def build_wheel(
 ) -> Path:
     """Turn the source of `pin` ('mmcv==2.1.0'), changed by `prepare`, into a wheel in `folder`.
 
-    The source tree stays there until the wheel is made, so that an interrupted build goes on where it was. pip's own
-    cache of wheels is left out: it knows neither the change nor which torch a wheel belongs to.
+    The source tree stays there until the wheel is made, so that an interrupted build goes on where it was.
     """
     # torch looks for ninja on PATH, and compiles file by file without it
     env['PATH'] = os.pathsep.join([str(Path(python).parent), os.environ.get('PATH', os.defpath)])
-    common = ['--no-deps', '--no-build-isolation', '--no-cache-dir']
-    pip, package, source = [python, '-m', 'pip'], pin.partition('==')[0], folder / pin.replace('==', '-')
-    with tempfile.TemporaryDirectory(dir=str(folder)) as scratch:
-        if not source.is_dir():
-            command = [*pip, 'download', *common, '--no-binary', package, '-d', scratch, pin]
-            steps.run(f'source of {pin}', command, **env)
-            archive = next(Path(scratch).glob('*.tar.gz'))
+    source, plain = folder / pin.replace('==', '-'), '--no-build-isolation'
+    if not source.is_dir():
+        arguments = (plain, '--no-binary', pin.partition('==')[0], pin)
+        archive = fetch(steps, f'source of {pin}', python, 'download', '*.tar.gz', folder, *arguments, **env)
+        with tempfile.TemporaryDirectory(dir=str(folder)) as scratch:
             shutil.unpack_archive(str(archive), scratch)
-            tree = archive.with_name(archive.name[: -len('.tar.gz')])
+            tree = next(Path(scratch).iterdir())
             prepare(tree)
             os.replace(str(tree), str(source))
-        steps.run(title, [*pip, '-v', 'wheel', *common, '-w', scratch, str(source)], **env)
-        built = next(Path(scratch).glob('*.whl'))
-        os.replace(str(built), str(folder / built.name))
+        archive.unlink()
+    wheel = fetch(steps, title, python, 'wheel', '*.whl', folder, plain, str(source), **env)
     shutil.rmtree(str(source), ignore_errors=True)
-    return folder / built.name
+    return wheel
 
 
 def unite_sources(tree: Path) -> None:
@@ -315,50 +302,52 @@ def unite_sources(tree: Path) -> None:
 
 
 def mmcv_wheel(steps: Steps, python: str, package: str, pin: str) -> Path:
-    """mmcv with its operators for exactly this torch and Python: a ready wheel where one fits, else compiled."""
+    """mmcv with its operators for exactly this torch and Python: kept, else a ready wheel that fits, else compiled."""
     probe = subprocess.run([python, '-c', TORCH_PROBE], stdout=subprocess.PIPE, env=clean_environment(), check=True)
     facts = json.loads(probe.stdout.decode())
     cuda = package == 'mmcv' and facts['gpu'] and shutil.which('nvcc') is not None
+    key = (pin, 'torch', facts['torch'], facts['tag'], facts['platform'], *(['cuda'] if cuda else []))
+    with kept_wheel(package, *key) as (folder, kept):
+        return (
+            kept or ready_wheel(steps, python, pin, folder, facts) or compiled(steps, python, pin, folder, facts, cuda)
+        )
 
-    def build(folder: Path) -> Path:
-        flavour = 'cu' + facts['cuda'].replace('.', '') if facts['cuda'] else 'cpu'
-        if package == 'mmcv' and facts['torch'].startswith('2.1.') and flavour in ('cu118', 'cu121', 'cpu'):
-            with contextlib.suppress(SetupError), tempfile.TemporaryDirectory(dir=str(folder)) as scratch:
-                command = [python, '-m', 'pip', 'download', '--no-deps', '--no-index', '--only-binary', ':all:']
-                command += ['--retries', '0', '--timeout', '10', '--find-links', READY.format(flavour)]
-                command += ['-d', scratch, pin]
-                steps.run(
-                    f'ready wheel of {pin} for torch 2.1 and {flavour}, from OpenMMLab (else it is compiled)', command
-                )
-                found = next(Path(scratch).glob('*.whl'))
-                return found.replace(folder / found.name)
-        if not facts['headers']:
-            raise SetupError('mmcv is built from source, but Python.h is missing (Debian and Ubuntu: python3-dev).')
-        env = {'MMCV_WITH_OPS': '1', 'FORCE_CUDA': '1' if cuda else '0', 'MAX_JOBS': jobs(), 'CXX': compiler()}
-        title = f'compile {pin} {{}}, once; the wheel is kept in {folder}'
-        if cuda:
-            return build_wheel(steps, python, pin, folder, title.format('with CUDA'), lambda tree: None, **env)
-        if facts['gpu']:
-            say(f'- {package} gets its CPU operators only' + (': a GPU but no nvcc' if package == 'mmcv' else ''))
-        env['CUDA_VISIBLE_DEVICES'] = ''
-        try:
-            # CPPFLAGS come last among the compiler's flags; without debug information it takes half the time
-            fast = {**env, 'CPPFLAGS': '-g0'}
-            return build_wheel(steps, python, pin, folder, title.format('in two units'), unite_sources, **fast)
-        except SetupError as error:
-            say(f'  {error}\n- {pin} does not build in two units here: now file by file, which takes ten times as long')
-            shutil.rmtree(str(folder / pin.replace('==', '-')), ignore_errors=True)
-            return build_wheel(steps, python, pin, folder, title.format('file by file'), lambda tree: None, **env)
 
-    parts = [
-        pin.replace('==', '-'),
-        'torch',
-        facts['torch'],
-        facts['tag'],
-        facts['platform'],
-        *(['cuda'] if cuda else []),
-    ]
-    return kept_wheel(package, '-'.join(parts), build)
+def ready_wheel(steps: Steps, python: str, pin: str, folder: Path, facts: Dict[str, Any]) -> Optional[Path]:
+    """OpenMMLab's own wheel, None where there is none."""
+    flavour = 'cu' + facts['cuda'].replace('.', '') if facts['cuda'] else 'cpu'
+    if not pin.startswith('mmcv==') or not facts['torch'].startswith('2.1.') or flavour not in READY_FLAVOURS:
+        return None
+    title = f'ready wheel of {pin} for torch 2.1 and {flavour}, from OpenMMLab (else it is compiled)'
+    arguments = ['--no-index', '--only-binary', ':all:', '--retries', '0', '--timeout', '10']
+    arguments += ['--find-links', READY.format(flavour), pin]
+    with contextlib.suppress(SetupError):
+        return fetch(steps, title, python, 'download', '*.whl', folder, *arguments)
+    return None
+
+
+def compiled(steps: Steps, python: str, pin: str, folder: Path, facts: Dict[str, Any], cuda: bool) -> Path:
+    """mmcv's operators for CUDA, else those for the CPU in two units, else file by file."""
+    if not facts['headers']:
+        raise SetupError('mmcv is built from source, but Python.h is missing (Debian and Ubuntu: python3-dev).')
+    env = {'MMCV_WITH_OPS': '1', 'FORCE_CUDA': '1' if cuda else '0', 'MAX_JOBS': jobs(), 'CXX': compiler()}
+
+    def build(how: str, prepare: Callable[[Path], None] = lambda tree: None, **more: str) -> Path:
+        title = f'compile {pin} {how}, once; the wheel is kept in {folder}'
+        return build_wheel(steps, python, pin, folder, title, prepare, **env, **more)
+
+    if cuda:
+        return build('with CUDA')
+    if facts['gpu']:
+        say(f'- {pin} gets its CPU operators only' + (': a GPU but no nvcc' if pin.startswith('mmcv==') else ''))
+    env['CUDA_VISIBLE_DEVICES'] = ''
+    try:
+        # CPPFLAGS come last among the compiler's flags; without debug information it takes half the time
+        return build('in two units', unite_sources, CPPFLAGS='-g0')
+    except SetupError as error:
+        say(f'  {error}\n- {pin} does not build in two units here: now file by file, which takes ten times as long')
+        shutil.rmtree(str(folder / pin.replace('==', '-')), ignore_errors=True)
+        return build('file by file')
 
 
 def lift_bounds(source: Path) -> None:
@@ -373,14 +362,8 @@ def lift_bounds(source: Path) -> None:
 
 def mmdet3d_wheel(steps: Steps, python: str, pin: str, mmcv: str) -> Path:
     """mmdet3d 1.0.0rc4, pure Python, that accepts the pinned mmcv."""
-
-    def build(folder: Path) -> Path:
-        return build_wheel(steps, python, pin, folder, f'wheel of {pin}', lift_bounds, CUDA_VISIBLE_DEVICES='')
-
-    return kept_wheel('mmdet3d', f'{pin}-{mmcv}'.replace('==', '-'), build)
-
-
-# --------------------------------------------------------------------------------------------------------------- main
+    with kept_wheel('mmdet3d', pin, mmcv) as (folder, kept):
+        return kept or build_wheel(steps, python, pin, folder, f'wheel of {pin}', lift_bounds, CUDA_VISIBLE_DEVICES='')
 
 
 def install(host: Host, venv: Path, wanted: Optional[str]) -> None:

@@ -10,6 +10,8 @@ from typing import Any, Callable, Dict, List
 import numpy as np
 import pytest
 
+pytest.importorskip('pycocotools')
+
 
 @pytest.fixture
 def priors(load_script: Callable[[str], ModuleType]) -> ModuleType:
@@ -42,7 +44,6 @@ def coco(path: Path, boxes: List[Any]) -> Path:
 
 
 def test_cameras_have_boxes_of_their_own(priors: ModuleType, tmp_path: Path) -> None:
-    pytest.importorskip('pycocotools')
     ahead, behind = ('CAM_FRONT', [10, 10, 20, 20]), ('CAM_BACK', [60, 20, 20, 20])
     train = coco(tmp_path / 'train.json', [ahead, ahead, behind])
     same = priors.score_frequent_boxes(train, coco(tmp_path / 'same.json', [behind, ahead]))

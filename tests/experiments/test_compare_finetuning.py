@@ -2,31 +2,21 @@
 
 from __future__ import annotations
 
-import importlib
-import sys
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Dict, List
+from typing import Any, Callable, Dict, List
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
+
+@pytest.fixture
+def compare(load_script: Callable[[str], ModuleType]) -> ModuleType:
+    return load_script('experiments/compare_finetuning.py')
 
 
-def _load(name: str) -> ModuleType:
-    """A script of experiments/, which leaves the path again."""
-    folder = ROOT / 'experiments'
-    sys.path.insert(0, str(folder))
-    try:
-        module = importlib.import_module(name)
-    finally:
-        sys.path.remove(str(folder))
-    assert Path(str(module.__file__)).resolve() == folder / f'{name}.py'
-    return module
-
-
-compare = _load('compare_finetuning')
-finetuning = _load('finetuning')
+@pytest.fixture
+def finetuning(load_script: Callable[[str], ModuleType]) -> ModuleType:
+    return load_script('experiments/finetuning.py')
 
 
 @pytest.fixture
@@ -38,22 +28,17 @@ def encoders(tmp_path: Path) -> List[Path]:
 
 
 def finished() -> List[Dict[str, Any]]:
-    scores = {
-        ('scratch', 0): (0.10, 0.2),
-        ('encoder 0', 0): (0.16, 0.2),
-        ('encoder 1', 0): (0.12, 0.2),
-        ('scratch', 1): (0.20, 0.1),
-        ('encoder 0', 1): (0.18, 0.4),
-        ('encoder 1', 1): (0.24, 0.1),
-    }
-    return [{'start': start, 'seed': seed, 'mAP': ap, 'NDS': nds} for (start, seed), (ap, nds) in scores.items()]
+    starts, seeds = ('scratch', 'encoder 0', 'encoder 1'), (0, 1)
+    scores = [(0.10, 0.2), (0.16, 0.2), (0.12, 0.2), (0.20, 0.1), (0.18, 0.4), (0.24, 0.1)]
+    runs = [(start, seed) for seed in seeds for start in starts]
+    return [{'start': start, 'seed': seed, 'mAP': ap, 'NDS': nds} for (start, seed), (ap, nds) in zip(runs, scores)]
 
 
 def settings() -> Dict[str, Any]:
     return {'world': '/w', 'config': 'c.py', 'iterations': 300, 'encoders': {'encoder 0': 'a', 'encoder 1': 'b'}}
 
 
-def test_every_seed_meets_every_start(encoders: List[Path]) -> None:
+def test_every_seed_meets_every_start(compare: ModuleType, finetuning: ModuleType, encoders: List[Path]) -> None:
     jobs = [(job.start, job.seed) for job in compare.plan(encoders, [5, 7])]
     assert jobs == [(start, seed) for seed in (5, 7) for start in ('scratch', 'encoder 0', 'encoder 1')]
     paired = [(job.start, job.encoder, job.seed) for job in compare.plan(encoders, [5, 7], paired=True)]
@@ -67,7 +52,7 @@ def test_every_seed_meets_every_start(encoders: List[Path]) -> None:
     assert len(names) == 6
 
 
-def test_runs_that_would_count_twice_are_refused(encoders: List[Path]) -> None:
+def test_runs_that_would_count_twice_are_refused(compare: ModuleType, encoders: List[Path]) -> None:
     with pytest.raises(ValueError, match='2 encoders and 3 seeds'):
         compare.plan(encoders, [0, 1, 2], paired=True)
     with pytest.raises(ValueError, match='must differ'):
@@ -77,7 +62,7 @@ def test_runs_that_would_count_twice_are_refused(encoders: List[Path]) -> None:
         compare.plan(encoders, [0, 1])
 
 
-def test_means_spreads_and_differences() -> None:
+def test_means_spreads_and_differences(compare: ModuleType) -> None:
     summary = compare.summarise(finished())
     assert list(summary) == ['scratch', 'encoder 0', 'encoder 1', 'all encoders', 'encoder minus scratch']
     assert summary['scratch']['mAP'] == {
@@ -94,7 +79,7 @@ def test_means_spreads_and_differences() -> None:
     assert gap['NDS']['mean'] == pytest.approx(0.3 / 4)
 
 
-def test_the_table_holds_every_run_and_says_how_many_are_missing() -> None:
+def test_the_table_holds_every_run_and_says_how_many_are_missing(compare: ModuleType) -> None:
     text = compare.markdown(settings(), finished()[:5], 6)
     assert '5 of 6 runs are finished' in text
     assert '300 iterations' in text
@@ -104,19 +89,21 @@ def test_the_table_holds_every_run_and_says_how_many_are_missing() -> None:
     assert 'encoder minus scratch' not in compare.markdown(settings(), finished()[1:3], 6)
 
 
-def test_a_folder_belongs_to_one_length(tmp_path: Path) -> None:
+def test_a_folder_belongs_to_one_length(compare: ModuleType, tmp_path: Path) -> None:
     compare.check_settings(tmp_path, settings())
     compare.check_settings(tmp_path, settings())
     with pytest.raises(SystemExit, match='give another --out'):
         compare.check_settings(tmp_path, {**settings(), 'iterations': 301})
 
 
-def test_the_detector_fits_images_of_any_size(tmp_path: Path) -> None:
+def test_the_detector_fits_images_of_any_size(
+    finetuning: ModuleType, load_script: Callable[[str], ModuleType], tmp_path: Path
+) -> None:
     Config = pytest.importorskip('mmengine.config').Config
-    runs = _load('runs')
+    data_of = load_script('experiments/runs.py').Data
     (tmp_path / 'v1.0-mini').mkdir()
     table = tmp_path / 'v1.0-mini' / 'sample_data.json'
-    data = runs.Data(tmp_path, 'v1.0-mini', tmp_path, {})
+    data = data_of(tmp_path, 'v1.0-mini', tmp_path, {})
     table.write_text('[{"height": 0, "width": 0}, {"height": 225, "width": 400}]')
     assert finetuning.image_options(Config.fromfile(finetuning.DETECTOR, import_custom_modules=False), data) == []
     table.write_text('[{"height": 0, "width": 0}, {"height": 900, "width": 1600}]')

@@ -56,7 +56,7 @@ def test_nothing_found_and_nothing_annotated(tool: Any) -> None:
 def test_nothing_but_the_first_weights_is_random(tool: Any, tmp_path: Path) -> None:
     (tmp_path / 'v1.0-mini').mkdir()
     (tmp_path / 'v1.0-mini' / 'sample.json').write_text('[]')
-    config = tool.overfit_config(tmp_path, tmp_path, tmp_path / 'out', 50, (128, 352))
+    config = tool.overfit_config(tmp_path, tmp_path, tmp_path / 'out', 50)
     steps = config.train_dataloader.dataset.pipeline
     assert {step.type: step.training for step in steps if 'Aug' in step.type} == {
         'SurroundFramesAug': False,

@@ -95,7 +95,9 @@ class Page(HTMLParser):
 
 
 def page_of(*sections: Any, **story: Any) -> Page:
-    return Page(report.render(report.Story('Demo', sections=sections, **story)))
+    text = report.render(report.Story('Demo', sections=sections, **story))
+    assert_nothing_external(text)
+    return Page(text)
 
 
 def page_with(*items: Any) -> Page:
@@ -103,10 +105,7 @@ def page_with(*items: Any) -> Page:
 
 
 def assert_nothing_external(text: str) -> None:
-    assert 'http://' not in text
-    assert 'https://' not in text
-    assert '@import' not in text
-    assert 'url(' not in text
+    assert not re.search(r'https?://|@import|url\(', text)
     for tag, attributes in Page(text).elements:
         assert tag not in ('script', 'iframe', 'object', 'embed')
         for name in {'src', 'href', 'srcset', 'poster', 'data'} & set(attributes):
@@ -168,14 +167,11 @@ def student_figures() -> Dict[str, Any]:
 def demonstration(tmp_path: Path) -> Any:
     """A story with every kind of part, from run folders as mmengine leaves them."""
     teacher, student = tmp_path / 'teacher', tmp_path / 'student'
-    log(
-        teacher,
-        '20250101_000000',
-        [training(s, loss=9 / s, loss_bbox=1 / s, **{'task0.loss_heatmap': 8 / s}) for s in (1, 2)],
-    )
-    log(student, '20250101_000000', [training(s, loss_reconstruction=1 / s, loss_depth=2 / s) for s in range(1, 200)])
+    heatmap = 'task0.loss_heatmap'
+    log(teacher, 'a', [training(s, loss=9 / s, loss_bbox=1 / s, **{heatmap: 8 / s}) for s in (1, 2)])
+    log(student, 'a', [training(s, loss_reconstruction=1 / s, loss_depth=2 / s) for s in range(1, 200)])
     for step in (60, 120):
-        picture(student / '20250101_000000' / 'vis_data' / 'vis_image' / f'reconstruction_0_{step}.png', step)
+        picture(student / 'a' / 'vis_data' / 'vis_image' / f'reconstruction_0_{step}.png', step)
     world = {'scenes': 10, 'keyframes': 100, 'images': 600, 'scans': 910, 'boxes': {'car': 1234, 'bus': 18022}}
     shown = report.Figure(np.zeros((3, 5, 3), np.uint8), 'a keyframe')
     metrics, figures = metrics_by_class(), student_figures()
@@ -211,14 +207,7 @@ def test_the_page_is_balanced_and_loads_nothing(demonstration: Any, tmp_path: Pa
 
 def test_all_numbers_of_the_demonstration_appear(demonstration: Any) -> None:
     page = Page(report.render(demonstration))
-    for text in (
-        '61 minutes',
-        'python tools/demo/demo.py --out "a&b"',
-        '10 scenes',
-        '100 keyframes',
-        '600 camera images',
-        '910 LiDAR',
-    ):
+    for text in ('61 minutes', '10 scenes', '100 keyframes', '600 camera images', '910 LiDAR', '--out "a&b"'):
         assert text in page.text
     assert page.row('car')[:2] == ['car', '1234']
     assert page.row('bus')[1] == '18\N{NARROW NO-BREAK SPACE}022'
@@ -243,27 +232,17 @@ def test_cards_weigh_the_ranges_by_their_cells_and_judge_only_against_a_baseline
     worse = {**student_figures(), 'mean_target_loss': 0.4}
     assert [(card.value, card.ok) for card in report.headline_cards({}, worse)][0] == ('-5 %', False)
     page = page_of(cards=[report.Card('A', '1', ok=True), report.Card('B', '2', ok=False), report.Card('C', '3')])
-    assert [found['class'] for found in page.all('div') if found['class'].startswith('card ')] == [
-        'card good',
-        'card bad',
-        'card neutral',
-    ]
+    looks = [found['class'] for found in page.all('div') if found['class'].startswith('card ')]
+    assert looks == ['card good', 'card bad', 'card neutral']
 
 
 def test_text_is_escaped_everywhere() -> None:
     evil = '<script>alert("&")</script>'
     points = [(0.0, 1.0), (1.0, 2.0)]
-    section = report.Section(
-        evil,
-        [evil],
-        [
-            report.Note(evil),
-            report.Table([evil], [[evil]], evil),
-            report.Curves(evil, evil, evil, {evil: points}, {evil: 1.5}, caption=evil),
-            report.Figure(np.zeros((2, 2, 3), np.uint8), evil),
-            report.Figure(Path(evil)),
-        ],
-    )
+    items = [report.Note(evil), report.Table([evil], [[evil]], evil), report.Figure(Path(evil))]
+    items.insert(2, report.Curves(evil, evil, evil, {evil: points}, {evil: 1.5}, caption=evil))
+    items.insert(3, report.Figure(np.zeros((2, 2, 3), np.uint8), evil))
+    section = report.Section(evil, [evil], items)
     story = report.Story(evil, evil, [(evil, evil)], [section, section], [report.Card(evil, evil, evil)], evil)
     text = report.render(story)
     page = Page(text)
@@ -272,12 +251,6 @@ def test_text_is_escaped_everywhere() -> None:
     assert page.text.count(evil) >= 20
     assert page.all('img')[0]['alt'] == evil
     assert page.row(evil) == [evil]
-
-
-def test_a_class_name_with_markup_stays_text() -> None:
-    page = page_of(report.world_section({'boxes': {'<script>': 3}}, []))
-    assert page.row('<script>') == ['<script>', '3', '100.0 %']
-    assert page.all('script') == []
 
 
 def test_backquotes_become_code_after_escaping() -> None:
@@ -332,16 +305,9 @@ def test_a_picture_that_cannot_be_read_is_named_in_its_place(tmp_path: Path) -> 
         assert str(tmp_path / name) in page.text
 
 
-@pytest.mark.parametrize(
-    'array',
-    [
-        np.zeros((2, 2, 3), np.float32),
-        np.zeros((2, 2), np.uint8),
-        np.zeros((2, 2, 4), np.uint8),
-        np.zeros((0, 2, 3), np.uint8),
-    ],
-)
-def test_an_array_that_is_no_picture_is_refused(array: np.ndarray, tmp_path: Path) -> None:
+@pytest.mark.parametrize(('shape', 'kind'), [((2, 2, 3), 'f4'), ((2, 2), 'u1'), ((2, 2, 4), 'u1'), ((0, 2, 3), 'u1')])
+def test_an_array_that_is_no_picture_is_refused(shape: Tuple[int, ...], kind: str, tmp_path: Path) -> None:
+    array = np.zeros(shape, kind)
     path = report.write_report(tmp_path / 'page.html', report.Story('old'))
     section = report.Section('Part', items=[report.Figure(array)])
     with pytest.raises(ValueError, match=re.escape(f'{array.dtype} of shape {array.shape}')):
@@ -354,10 +320,7 @@ def test_an_array_that_is_no_picture_is_refused(array: np.ndarray, tmp_path: Pat
 
 def test_table_cells_alignment_and_emphasis() -> None:
     rows = [['a', 1, 0.5, '12.0 %'], ['b', 123456, math.nan, None], ['c', -3, 1.25e-7, '']]
-    text = report.render(
-        report.Story('x', sections=[report.Section('s', items=[report.Table('wxyz', rows, 'Below', 2, -1)])])
-    )
-    page = Page(text)
+    page = page_with(report.Table('wxyz', rows, 'Below', 2, -1))
     assert page.rows == [
         ['w', 'x', 'y', 'z'],
         ['a', '1', '0.500', '12.0 %'],
@@ -387,11 +350,7 @@ def noisy(count: int) -> List[Tuple[float, float]]:
 
 
 def chart(*arguments: Any, **options: Any) -> Page:
-    text = report.render(
-        report.Story('x', sections=[report.Section('s', items=[report.Curves(*arguments, **options)])])
-    )
-    assert_nothing_external(text)
-    return Page(text)
+    return page_with(report.Curves(*arguments, **options))
 
 
 def heights(page: Page) -> List[float]:
@@ -478,18 +437,6 @@ def test_lines_of_one_step_are_merged_and_odd_lines_skipped(tmp_path: Path) -> N
     assert run_folders.read_scalars(tmp_path) == [{'a': 1.0, 'b': 2.0, 'step': 5}, {'step': 6}, {'a': 4, 'step': 7}]
 
 
-def test_validations_counted_in_epochs_do_not_meet_iterations(tmp_path: Path) -> None:
-    lines = []
-    for epoch in (1, 2, 3):
-        lines += [training(3 * epoch - 3 + step, loss=1.0, epoch=epoch) for step in (1, 2, 3)]
-        lines.append({PREFIX + 'mAP': 0.1 * epoch, 'time': 9.0, 'step': epoch})
-    log(tmp_path, '20250101_000000', lines)
-    rows = run_folders.read_scalars(tmp_path)
-    assert run_folders.series(rows, PREFIX + 'mAP') == [(1, 0.1), (2, 0.2), (3, pytest.approx(0.3))]
-    assert run_folders.validation_series(rows, PREFIX + 'mAP') == [(3, 0.1), (6, 0.2), (9, pytest.approx(0.3))]
-    assert len(run_folders.series(rows, 'loss')) == 9
-
-
 def test_validations_of_an_iteration_based_run_are_not_all_at_step_0(tmp_path: Path) -> None:
     first = [training(10, loss=1.0), {'geomim/x': 1.0, 'step': 0}, training(20, loss=1.0), {'geomim/x': 2.0, 'step': 0}]
     log(tmp_path, '20250101_000000', first)
@@ -502,26 +449,26 @@ def test_a_series_holds_finite_numbers_only(tmp_path: Path) -> None:
     assert run_folders.series(run_folders.read_scalars(tmp_path), 'loss') == [(1, 1.0), (4, 2.0)]
 
 
-def test_pictures_are_ordered_by_number_from_the_first_to_the_last(tmp_path: Path) -> None:
+def test_the_first_and_the_last_picture_are_so_by_number(tmp_path: Path) -> None:
     for stamp, steps in (('a', (5, 60, 120)), ('b', (120, 1000))):
         for step in steps:
             picture(tmp_path / stamp / 'vis_data' / 'vis_image' / f'reconstruction_0_{step}.png')
     picture(tmp_path / 'a' / 'vis_data' / 'vis_image' / 'boxes_7.png')
-    names = {
-        count: [f'{p.parts[-4]}/{p.name[17:]}' for p in run_folders.newest_pictures(tmp_path, count)]
-        for count in range(6)
-    }
-    assert names[0] == []
-    assert names[1] == ['b/1000.png']
-    assert names[2] == ['a/5.png', 'b/1000.png']
-    assert [names[3][0], names[3][-1], len(names[3])] == ['a/5.png', 'b/1000.png', 3]
-    assert names[4] == names[5] == ['a/5.png', 'a/60.png', 'b/120.png', 'b/1000.png']
+    names = [f'{path.parts[-4]}/{path.name}' for path in run_folders.first_and_last_picture(tmp_path)]
+    assert names == ['a/reconstruction_0_5.png', 'b/reconstruction_0_1000.png']
+    for step in (5, 60):
+        (tmp_path / 'a' / 'vis_data' / 'vis_image' / f'reconstruction_0_{step}.png').unlink()
+    assert run_folders.first_and_last_picture(tmp_path)[0].parts[-4] == 'b', 'what a resumed run drew again counts'
+    (tmp_path / 'b' / 'vis_data' / 'vis_image' / 'reconstruction_0_1000.png').unlink()
+    picture(tmp_path / 'b' / 'vis_data' / 'vis_image' / 'reconstruction_0_120.png')
+    (tmp_path / 'a' / 'vis_data' / 'vis_image' / 'boxes_7.png').unlink()
+    assert [path.name for path in run_folders.first_and_last_picture(tmp_path)] == ['reconstruction_0_120.png']
 
 
 def test_absent_run_folders_are_empty(tmp_path: Path) -> None:
     absent = tmp_path / 'absent'
     assert run_folders.read_scalars(absent) == []
-    assert run_folders.newest_pictures(absent, 3) == []
+    assert run_folders.first_and_last_picture(absent) == []
     page = page_of(
         report.world_section({}, []),
         report.teacher_section(absent, {}),
@@ -566,26 +513,18 @@ def test_any_missing_key_gives_a_shorter_page(tmp_path: Path) -> None:
 
 def test_each_baseline_is_explained_where_it_is_given(tmp_path: Path) -> None:
     page = page_of(report.pretraining_section(tmp_path, student_figures()))
-    for words in (
-        'cell by cell',
-        'everything except what is in front of the cameras',
-        'the mean of its predictions',
-        'one best value a channel',
-        'predicts 0',
-    ):
+    for words in ('cell by cell', 'everything except what is in front of the cameras', 'the mean of its predictions'):
         assert words in page.text
+    assert 'one best value a channel' in page.text
+    assert 'predicts 0' in page.text
     figures = student_figures()
     del figures['constant_map_loss']
     assert 'one best value' not in page_of(report.pretraining_section(tmp_path, figures)).text
 
 
 def test_the_teacher_section_falls_back_on_what_the_run_logged(tmp_path: Path) -> None:
-    lines = [
-        training(1, loss=3.0),
-        {PREFIX + 'mAP': 0.2, 'step': 1},
-        training(2, loss=2.0),
-        {PREFIX + 'mAP': 0.4321, 'step': 2},
-    ]
+    lines = [training(1, loss=3.0), {PREFIX + 'mAP': 0.2, 'step': 1}]
+    lines += [training(2, loss=2.0), {PREFIX + 'mAP': 0.4321, 'step': 2}]
     log(tmp_path, 'a', lines)
     page = page_of(report.teacher_section(tmp_path, {}))
     assert page.row('mean (mAP)')[1] == '0.432'
@@ -596,11 +535,8 @@ def test_losses_of_several_tasks_are_summed(tmp_path: Path) -> None:
     parts = {'task0.loss_heatmap': 1.0, 'task1.loss_heatmap': 2.0, 'task0.loss_bbox': 0.5, 'task1.loss_bbox': 0.25}
     log(tmp_path, 'a', [training(step, loss=3.75, **parts) for step in (1, 2)])
     curves = next(item for item in report.teacher_section(tmp_path, {}).items if isinstance(item, report.Curves))
-    assert curves.series == {
-        'total': [(1, 3.75), (2, 3.75)],
-        'loss_heatmap': [(1, 3.0), (2, 3.0)],
-        'loss_bbox': [(1, 0.75), (2, 0.75)],
-    }
+    sums = {'total': 3.75, 'loss_heatmap': 3.0, 'loss_bbox': 0.75}
+    assert curves.series == {name: [(1, value), (2, value)] for name, value in sums.items()}
 
 
 def test_reconstruction_curves_stand_beside_their_baselines(tmp_path: Path) -> None:
@@ -609,12 +545,8 @@ def test_reconstruction_curves_stand_beside_their_baselines(tmp_path: Path) -> N
     section = report.pretraining_section(tmp_path, student_figures())
     first, second = (item for item in section.items if isinstance(item, report.Curves))
     assert first.series == {'training batches': [(10, 0.5), (20, 0.5)], 'validation': [(20, 0.625)]}
-    assert first.baselines == {
-        'mean target': 0.7,
-        "student's average map": 0.63,
-        'constant map': 0.84,
-        'zero map': 0.98,
-    }
+    baselines = {'mean target': 0.7, "student's average map": 0.63, 'constant map': 0.84, 'zero map': 0.98}
+    assert first.baselines == baselines
     assert second.series == {'training batches': [(10, 2.0), (20, 2.0)]}
 
 

@@ -20,7 +20,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Dict, List
+from typing import Any, Dict, List, Sequence
 
 import torch
 
@@ -31,12 +31,12 @@ import report
 from run_folders import last_scores
 from runs import (
     CONFIGS,
-    LOADERS,
     ROOT,
     Data,
     data_options,
     evaluator_options,
     image_size,
+    pipeline_steps,
     run,
     say,
     schedule_options,
@@ -99,16 +99,12 @@ def image_options(width: int) -> List[str]:
     """Options that fit the resize factors to images of a width."""
     from mmengine.config import Config
 
-    scale, config, options = SYNTHETIC_WIDTH / width, Config.fromfile(STUDENT), []
-    for loader in LOADERS:
-        for number, step in enumerate(config[loader].dataset.pipeline):
-            if step['type'] == 'SurroundImageAug' and scale != 1:
-                lower, upper = (factor * scale for factor in step['resize'])
-                place = f'{loader}.dataset.pipeline.{number}'
-                options += [
-                    f'{place}.resize=({lower:.5f},{upper:.5f})',
-                    f'{place}.test_resize={step["test_resize"] * scale:.5f}',
-                ]
+    scale, options = SYNTHETIC_WIDTH / width, []
+    for place, step in pipeline_steps(Config.fromfile(STUDENT)):
+        if step['type'] == 'SurroundImageAug' and scale != 1:
+            lower, upper = (factor * scale for factor in step['resize'])
+            options.append(f'{place}.resize=({lower:.5f},{upper:.5f})')
+            options.append(f'{place}.test_resize={step["test_resize"] * scale:.5f}')
     return options
 
 
@@ -116,15 +112,8 @@ def evaluate(arguments: argparse.Namespace, options: List[str], checkpoint: Path
     """Figures of the pretrained student on validation frames."""
     figures = arguments.out / 'figures.json'
     if not figures.is_file() or figures.stat().st_mtime < checkpoint.stat().st_mtime:
-        command = [
-            sys.executable,
-            'experiments/evaluate_pretraining.py',
-            str(STUDENT),
-            str(checkpoint),
-            '--out',
-            str(figures),
-        ]
-        run('Evaluation of the reconstruction', [*command, '--cfg-options', *options])
+        script = ['experiments/evaluate_pretraining.py', str(STUDENT), str(checkpoint), '--out', str(figures)]
+        run('Evaluation of the reconstruction', [sys.executable, *script, '--cfg-options', *options])
     content: Dict[str, Any] = json.loads(figures.read_text(encoding='utf-8'))
     return content
 
@@ -155,9 +144,8 @@ def tell(
     out = arguments.out
     metrics = last_scores(out / 'teacher')
     pictures = demo_pictures.world_pictures(data.root, data.version)
-    teacher = report.teacher_section(out / 'teacher', metrics)
     detections = demo_pictures.detection_pictures(data.root, data.version, out / 'teacher' / 'results')
-    teacher = replace(teacher, items=(*teacher.items, *detections))
+    teacher = with_items(report.teacher_section(out / 'teacher', metrics), detections)
     what = 'real nuScenes data' if arguments.data else f'a synthetic world (seed {arguments.seed})'
     story = report.Story(
         title='GeoMIM in one command',
@@ -176,10 +164,13 @@ def tell(
 
 
 def finetuned_section(data: Data, runs: Dict[str, report.Run]) -> report.Section:
-    section = report.finetuning_section(runs)
     results = runs[report.PRETRAINED].folder / 'results'
     pictures = demo_pictures.detector_pictures(data.root, data.version, results)
-    return replace(section, items=(*section.items, *pictures))
+    return with_items(report.finetuning_section(runs), pictures)
+
+
+def with_items(section: report.Section, items: Sequence[Any]) -> report.Section:
+    return replace(section, items=(*section.items, *items))
 
 
 def facts(arguments: argparse.Namespace, data: Data, seconds: float) -> List[Any]:
@@ -187,16 +178,14 @@ def facts(arguments: argparse.Namespace, data: Data, seconds: float) -> List[Any
 
     from geomim import __version__
 
+    gpu = 'GPU' if torch.cuda.is_available() else 'no GPU'
     return [
         ('Data', f'{data.root} ({data.version})'),
         ('Teacher', f'{arguments.teacher_iterations} iterations'),
         ('Pretraining', f'{arguments.iterations} iterations'),
         *([] if arguments.no_finetune else [('Finetuning', f'twice {arguments.finetune_iterations} iterations')]),
         ('This call', f'{seconds / 60:.1f} minutes'),
-        (
-            'Machine',
-            f'{os.cpu_count()} cores, {"GPU" if torch.cuda.is_available() else "no GPU"}, {platform.machine()}',
-        ),
+        ('Machine', f'{os.cpu_count()} cores, {gpu}, {platform.machine()}'),
         ('Versions', f'geomim {__version__}, torch {torch.__version__}, Python {platform.python_version()}'),
     ]
 

@@ -10,16 +10,15 @@ from typing import Any, List, Mapping, Optional, Sequence, Tuple
 from run_folders import (
     Row,
     finite,
+    first_and_last_picture,
     is_number,
     key_of,
     last_scores,
     metric,
-    newest_pictures,
     picture_subject,
     read_scalars,
     series,
     validates,
-    validation_series,
 )
 
 from .detection import NUSCENES_CLASSES, loss_parts, precision_table, score_table, wide_range
@@ -94,7 +93,7 @@ def teacher_section(run: Path, metrics: Mapping[str, float]) -> Section:
     losses = loss_parts(rows)
     if losses:
         items.append(Curves('Training loss', 'iteration', 'loss', losses, log_y=wide_range(losses)))
-    scores = {name: validation_series(rows, key) for name in ('mAP', 'NDS') for key in [key_of(rows, name)] if key}
+    scores = {name: series(rows, key) for name in ('mAP', 'NDS') for key in [key_of(rows, name)] if key}
     if any(len(points) > 1 for points in scores.values()):
         items.append(Curves('Validation', 'iteration', 'score, 0 to 1', scores))
     table = precision_table(metrics)
@@ -141,7 +140,7 @@ def pretraining_section(run: Path, figures: Mapping[str, Any]) -> Section:
         text += [meaning for key, (_, meaning) in _BASELINES.items() if finite(figures.get(key)) is not None]
     items: List[Item] = [*_pretraining_curves(read_scalars(run), figures)]
     items += [part for part in (table, _depth_table(figures)) if part is not None]
-    pictures = newest_pictures(run, 2)
+    pictures = first_and_last_picture(run)
     for path in pictures:
         items.append(
             Figure(path, f'Iteration {picture_subject(path)[1]}. {_PANEL if path == pictures[0] else ""}'.strip())
@@ -159,7 +158,7 @@ def _pretraining_curves(rows: Sequence[Row], figures: Mapping[str, Any]) -> List
     lines = {'training batches': series(rows, 'loss_reconstruction')}
     key = key_of((row for row in rows if validates(row)), 'reconstruction_loss')
     if key:
-        lines['validation'] = validation_series(rows, key)
+        lines['validation'] = series(rows, key)
     levels = {name: finite(figures.get(key)) for key, (name, _) in _BASELINES.items()}
     baselines = {name: level for name, level in levels.items() if level is not None}
     shown = [Curves('Reconstruction loss', 'iteration', 'mean squared error', lines, baselines)]

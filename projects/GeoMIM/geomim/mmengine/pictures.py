@@ -216,11 +216,8 @@ def _camera_strips(
     # Few cameras do not get larger tiles than two side by side would.
     tile_width = (config.width - (max(columns, 2) - 1) * _GAP) // max(columns, 2)
     tile_size = (max(1, round(tile_width * images.shape[-2] / images.shape[-1])), tile_width)
-    strips = []
-    for index, (title, tiles) in enumerate(rows):
-        captions = list(names) if names is not None and index == 0 else [''] * cams
-        strips.append(_strip(title, tiles, captions, tile_size, columns, config.width))
-    return strips
+    captions = [names or [''] * cams, *([[''] * cams] * (len(rows) - 1))]
+    return [_strip(*row, words, tile_size, columns, config.width) for row, words in zip(rows, captions)]
 
 
 def _bev_strip(output: PretrainOutput, config: PanelConfig, sample: int) -> np.ndarray:
@@ -275,10 +272,8 @@ def _strip(
 
 
 def _resize(picture: np.ndarray, size: Tuple[int, int]) -> np.ndarray:
-    # Averaging when shrinking; cells stay sharp when enlarging.
-    shrinks = picture.shape[0] > size[0] or picture.shape[1] > size[1]
-    method = cv2.INTER_AREA if shrinks else cv2.INTER_NEAREST
-    return cv2.resize(np.ascontiguousarray(picture), size[::-1], interpolation=method)
+    # averages when shrinking; cells stay sharp when enlarging
+    return cv2.resize(np.ascontiguousarray(picture), size[::-1], interpolation=cv2.INTER_AREA)
 
 
 def _write(picture: np.ndarray, text: str, baseline: int) -> None:
