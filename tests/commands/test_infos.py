@@ -20,7 +20,7 @@ KINDS = ('bevdet', 'images', 'mmdet3d', 'waymo')
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> List[Tuple[Any, ...]]:
     """What the makers were called with; they make nothing."""
-    pytest.importorskip('mmdet3d')
+    pytest.importorskip('mmengine')
     made: List[Tuple[Any, ...]] = []
 
     def stand_in(name: str) -> Any:
@@ -70,7 +70,7 @@ def test_what_is_not_known_is_refused(option: List[str], capsys: Any) -> None:
 
 @pytest.mark.parametrize('kind', KINDS)
 def test_a_folder_without_data_is_named(tmp_path: Path, kind: str, capsys: Any) -> None:
-    pytest.importorskip('mmdet3d')
+    pytest.importorskip('mmengine')
     assert main(['infos', str(tmp_path), '--for', kind]) == 2
     error = capsys.readouterr().err
     assert error.startswith('geomim infos: ')
