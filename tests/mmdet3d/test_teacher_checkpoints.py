@@ -79,8 +79,9 @@ def test_every_layout_and_kernel_order_gives_the_same_teacher(tmp_path, trained,
     report = teacher.load_report
     assert (report.layout, report.kernel_order) == (layout, order)
     assert set(report.taken) == set(trained.detector.state_dict())
-    assert len(report.ignored) == 2
-    assert f'{len(report.taken)} tensors taken, 2 of other parts ignored' in report.describe()
+    assert len(report.unused) == 2
+    assert f'kernels in the order of {order}): {len(report.taken)} tensors taken' in report.describe()
+    assert 'without a place in the model: 2 (' in report.describe()
 
 
 @pytest.mark.parametrize('kind', ['centerpoint', 'second', 'pillar'])
