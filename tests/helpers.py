@@ -37,3 +37,14 @@ def assert_same_tensors(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]
     for name, value in ours.items():
         assert value.dtype == theirs[name].dtype, name
         assert torch.equal(value, theirs[name]), name
+
+
+def assert_close_with_gradients(
+    ours: Tensor, theirs: Tensor, wanted: Sequence[Tensor], weight: Optional[Tensor] = None
+) -> None:
+    """Two computations give the same, and pass the same gradients to ``wanted``, all outputs weighted by chance or as given."""
+    weight = torch.randn_like(ours) if weight is None else weight
+    torch.testing.assert_close(ours * (weight != 0), theirs * (weight != 0))
+    graphs = ((value * weight).sum() for value in (ours, theirs))
+    for a, b in zip(*(torch.autograd.grad(graph, wanted, retain_graph=True) for graph in graphs)):
+        torch.testing.assert_close(a, b)
