@@ -8,12 +8,10 @@ import importlib
 import json
 import math
 import os
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Callable, Dict, Iterator, Sequence, Tuple
+from typing import Any, Callable, Dict, Iterator, Tuple
 
 import pytest
 import torch
@@ -31,6 +29,8 @@ from geomim import (
     ViewTransformConfig,
 )
 from geomim.method.masking import complementary_masks
+
+from .helpers import linked_world, run_quietly
 
 IMAGE_SIZE = (64, 96)
 
@@ -310,13 +310,6 @@ def locked(path: Path) -> Iterator[None]:
         yield
 
 
-def run_quietly(arguments: Sequence[Any]) -> None:
-    """A Python program on one thread; what it says is shown if it fails."""
-    environment = {**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONWARNINGS': 'ignore'}
-    done = subprocess.run([sys.executable, *map(str, arguments)], capture_output=True, text=True, env=environment)
-    assert done.returncode == 0, done.stderr[-4000:]
-
-
 @pytest.fixture(scope='session')
 def small_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """2 + 1 scenes of two keyframes with mmdet3d's info files, v1.0-trainval, images of 400 x 225; not to be changed.
@@ -339,14 +332,6 @@ def small_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope='session')
 def link_world(small_world: Path) -> Callable[[Path], Path]:
     return lambda root: linked_world(small_world, root)
-
-
-def linked_world(small_world: Path, root: Path) -> Path:
-    """The small world by links, to which files may be added."""
-    root.mkdir(parents=True)
-    for entry in small_world.iterdir():
-        (root / entry.name).symlink_to(entry)
-    return root
 
 
 def unequal_rig(five: Path) -> Dict[str, Any]:

@@ -76,10 +76,17 @@ def test_every_block_is_a_layer_of_its_own() -> None:
 def test_layers_of_any_depths() -> None:
     found = settings(Detector((1, 2, 1)), decay_rate=0.5)
     assert found['pts_bbox_head.0.weight'] == found['img_neck.weight'] == (1.0, DECAY)
-    assert found['img_backbone.norm2.weight'] == found['pts_bbox_head.0.bias'] == (1.0, 0.0)
+    assert found['img_backbone.norm2.weight'] == (1.0, 0.0)
+    assert found['pts_bbox_head.1.weight'] == found['pts_bbox_head.0.bias'] == (1.0, 0.0)
+    last_block = 'img_backbone.stages.2.blocks.0.attn.w_msa.'
+    assert found[last_block + 'relative_position_bias_table'] == (0.5, DECAY)
+    assert found[last_block + 'qkv.bias'] == (0.5, 0.0)
     assert found['img_backbone.stages.1.downsample.reduction.weight'] == (0.5, DECAY)
     assert found['img_backbone.stages.1.blocks.1.ffn.layers.1.weight'] == (0.5**2, DECAY)
+    assert found['img_backbone.stages.1.blocks.0.ffn.layers.1.weight'] == (0.5**3, DECAY)
+    assert found['img_backbone.stages.0.downsample.norm.weight'] == (0.5**3, 0.0)
     assert found['img_backbone.stages.0.blocks.0.norm1.weight'] == (0.5**4, 0.0)
+    assert found['img_backbone.absolute_pos_embed'] == found['img_backbone.patch_embed.projection.weight']
     assert found['img_backbone.absolute_pos_embed'] == (0.5**5, DECAY)
 
 

@@ -24,14 +24,9 @@ from geomim.method.decoder import DecoderConfig
 from geomim.method.swin import PatchMerging
 from geomim.method.windows import relative_position_index
 
+from ..helpers import assert_same_tensors
+
 Make = Callable[..., Any]
-
-
-def assert_same_state(ours: Dict[str, Tensor], theirs: Dict[str, Tensor]) -> None:
-    assert sorted(ours) == sorted(theirs)
-    for name, value in ours.items():
-        assert value.dtype == theirs[name].dtype, name
-        assert torch.equal(value, theirs[name]), name
 
 
 def test_reference_round_trip_is_exact(make_config: Make, make_model: Make) -> None:
@@ -39,9 +34,9 @@ def test_reference_round_trip_is_exact(make_config: Make, make_model: Make) -> N
     state = make_model(config).state_dict()
     published = to_reference(dict(state), config.view_transform)
     assert all(name.startswith(('encoders.camera.', 'prediction_head.')) for name in published)
-    assert_same_state(from_reference(published), dict(state))
+    assert_same_tensors(from_reference(published), dict(state))
     again = to_reference(from_reference(published), config.view_transform)
-    assert_same_state(again, published)
+    assert_same_tensors(again, published)
 
 
 @pytest.mark.parametrize('cross, geometry', [((1,), (1, 2)), ((1, 2, 4), (2,)), ((), (1,)), ((2, 3), ())])
@@ -60,7 +55,7 @@ def test_cross_view_blocks_of_any_number_are_told_apart(make_config: Make, cross
     config = GeoMIMConfig(base.encoder, decoder, base.view_transform, base.target)
     state = dict(GeoMIM(config).state_dict())
     published = to_reference(state, config.view_transform)
-    assert_same_state(from_reference(published, trunk_cross_views=len(cross)), state)
+    assert_same_tensors(from_reference(published, trunk_cross_views=len(cross)), state)
 
 
 def test_constants_of_reference_checkpoints(make_config: Make, make_model: Make) -> None:
@@ -110,7 +105,7 @@ def test_exported_encoders_come_back(make_config: Make, make_model: Make, layout
     state = dict(make_model(make_config()).state_dict())
     encoder = {name: value for name, value in state.items() if name.startswith('encoder.')}
     exported = export_encoder(state, layout)
-    assert_same_state(to_geomim(exported, layout), encoder)
+    assert_same_tensors(to_geomim(exported, layout), encoder)
     assert detect_layout(exported) == layout
     prefix = 'backbone.' if layout == 'mmdet' else ''
     assert all(name.startswith(prefix) for name in exported)
@@ -134,8 +129,8 @@ def test_a_student_inside_another_model_is_found(make_config: Make, make_model: 
     wrapped = {'student.' + name: value for name, value in state.items()}
     wrapped['teacher.net.weight'] = torch.zeros(2)
     assert detect_layout(wrapped) == 'geomim'
-    assert_same_state(to_geomim(wrapped, 'geomim'), state)
-    assert_same_state(export_encoder(wrapped), export_encoder(state))
+    assert_same_tensors(to_geomim(wrapped, 'geomim'), state)
+    assert_same_tensors(export_encoder(wrapped), export_encoder(state))
 
 
 def test_constants_that_a_host_stores_too_are_left_out(make_config: Make, make_model: Make) -> None:
@@ -145,7 +140,7 @@ def test_constants_that_a_host_stores_too_are_left_out(make_config: Make, make_m
     everything = {**dict(model.named_buffers()), **state}
     assert len(everything) > len(state)
     stored = {f'student.{name}': value for name, value in everything.items()}
-    assert_same_state(to_geomim(stored, 'geomim'), state)
+    assert_same_tensors(to_geomim(stored, 'geomim'), state)
     report = load_pretrained(make_model(make_config()), stored)
     assert report.unused == report.missing == ()
 
@@ -157,7 +152,7 @@ def test_bevdet_detectors_hold_the_encoder_under_img_backbone(make_config: Make,
     detector['pts_bbox_head.norm2.weight'] = torch.zeros(1)
     assert detect_layout(detector) == 'bevdet'
     encoder = {name: value for name, value in state.items() if name.startswith('encoder.')}
-    assert_same_state(to_geomim(detector, 'bevdet'), encoder)
+    assert_same_tensors(to_geomim(detector, 'bevdet'), encoder)
 
 
 def mixmae_state(state: Dict[str, Tensor]) -> Dict[str, Tensor]:

@@ -27,16 +27,13 @@ from geomim.checkpoints.loading import (
     tensors_of,
 )
 
+from ..helpers import assert_same_tensors
+
 Make = Callable[..., Any]
 
 
 def state_of(model: torch.nn.Module) -> Dict[str, Tensor]:
     return {name: value.clone() for name, value in model.state_dict().items()}
-
-
-def assert_same_weights(a: torch.nn.Module, b: torch.nn.Module) -> None:
-    for (name, x), y in zip(a.state_dict().items(), b.state_dict().values()):
-        assert torch.equal(x, y), name
 
 
 @pytest.fixture
@@ -51,8 +48,7 @@ def test_a_saved_file_is_read_back(tmp_path: Path, model: GeoMIM) -> None:
     path = save_atomically({'state_dict': model.state_dict(), 'meta': {'epoch': 3}}, tmp_path / 'new' / 'model.pth')
     loaded = read_checkpoint(path)
     assert loaded['meta'] == {'epoch': 3}
-    for name, value in tensors_of(loaded).items():
-        assert torch.equal(value, model.state_dict()[name])
+    assert_same_tensors(tensors_of(loaded), model.state_dict())
     assert [entry.name for entry in path.parent.iterdir()] == ['model.pth']
 
 
@@ -110,24 +106,24 @@ def test_files_without_a_dictionary_are_named(tmp_path: Path, value: Any) -> Non
         read_checkpoint(path)
 
 
-class Malicious:
-    """Creates a folder when it is unpickled."""
+class Attack:
+    """Calls ``function(*arguments)`` when it is unpickled the ordinary way."""
 
-    def __init__(self, target: Path) -> None:
-        self.target = str(target)
+    def __init__(self, function: Callable[..., Any], *arguments: Any) -> None:
+        self.call = function, arguments
 
     def __reduce__(self) -> Any:
-        return os.mkdir, (self.target,)
+        return self.call
 
 
 @pytest.mark.parametrize('form', ['zip', 'old format', 'bare pickle', 'pickle of a dictionary'])
 def test_code_in_a_file_is_refused_and_never_runs(tmp_path: Path, form: str) -> None:
     path, trap = tmp_path / 'evil.pth', tmp_path / 'executed'
-    content = {'state_dict': {'a': torch.zeros(2)}, 'extra': Malicious(trap)}
+    content = {'state_dict': {'a': torch.zeros(2)}, 'extra': Attack(os.mkdir, str(trap))}
     if form == 'bare pickle':
-        path.write_bytes(pickle.dumps(Malicious(trap), protocol=2))
+        path.write_bytes(pickle.dumps(Attack(os.mkdir, str(trap)), protocol=2))
     elif form == 'pickle of a dictionary':
-        path.write_bytes(pickle.dumps({'extra': Malicious(trap)}))
+        path.write_bytes(pickle.dumps({'extra': Attack(os.mkdir, str(trap))}))
     else:
         torch.save(content, str(path), _use_new_zipfile_serialization=form == 'zip')
     with pytest.raises(ValueError, match='evil.pth cannot be read .* refused for safety') as error:
@@ -142,20 +138,21 @@ def test_code_in_a_file_is_refused_and_never_runs(tmp_path: Path, form: str) -> 
         assert trap.exists()
 
 
-def test_getattr_and_its_kin_give_nothing(tmp_path: Path) -> None:
-    """``builtins.getattr`` stands in runners' files; a chain through it must not reach a function."""
-
-    class Chain:
-        def __reduce__(self) -> Any:
-            return getattr, (os, 'getpid')
-
+@pytest.mark.parametrize('kind', ['system', 'exec', 'open', 'getattr'])
+def test_no_function_is_reached(tmp_path: Path, kind: str) -> None:
+    """Nor by a chain through ``builtins.getattr``, which stands in runners' files."""
+    trap = tmp_path / 'executed'
+    attack = {
+        'system': Attack(os.system, f'touch {trap}'),
+        'exec': Attack(exec, f'open({str(trap)!r}, "w")'),
+        'open': Attack(open, str(trap), 'w'),
+        'getattr': Attack(exec, Attack(getattr, Attack(__import__, 'os'), 'system'), f'touch {trap}'),
+    }[kind]
     path = tmp_path / 'chain.pth'
-    try:
-        torch.save({'state_dict': {'a': torch.zeros(1)}, 'x': Chain()}, str(path))
-    except (TypeError, AttributeError, pickle.PicklingError):
-        path.write_bytes(b'')  # a module cannot be pickled: the chain cannot even be written this way
-    with pytest.raises(ValueError, match='chain.pth'):
+    torch.save({'state_dict': {'a': torch.zeros(1)}, 'meta': attack}, str(path))
+    with pytest.raises(ValueError, match='chain.pth .*refused for safety'):
         read_checkpoint(path)
+    assert not trap.exists()
 
 
 def test_bookkeeping_of_a_runner_is_dropped_and_the_weights_are_read(
@@ -240,7 +237,7 @@ def test_pretraining_weights_fill_the_whole_model(
     if given == 'file':
         source = save_atomically(source, tmp_path / 'weights.pth')
     report = load_pretrained(fresh, source)
-    assert_same_weights(fresh, model)
+    assert_same_tensors(fresh.state_dict(), model.state_dict())
     assert report.layout == ('reference' if layout == 'reference' else 'geomim')
     assert (report.missing, report.resized) == ((), ())
     assert len(report.taken) == len(model.state_dict())
@@ -254,7 +251,7 @@ def test_other_numbers_of_cross_view_blocks_survive_the_reference_layout(make_co
     model = make_model(replace(base, decoder=decoder))
     fresh = GeoMIM(model.config)
     load_pretrained(fresh, to_reference(state_of(model), model.config.view_transform))
-    assert_same_weights(fresh, model)
+    assert_same_tensors(fresh.state_dict(), model.state_dict())
 
 
 def test_tensors_without_a_place_are_reported(make_config: Make, model: GeoMIM) -> None:
@@ -286,8 +283,7 @@ def test_another_architecture_is_refused_and_changes_nothing(make_config: Make, 
     before = state_of(other)
     with pytest.raises(ValueError, match=r'another architecture: \d+ of \d+ tensors .*decoder|encoder.* instead of \('):
         load_pretrained(other, state_of(model))
-    for name, value in other.state_dict().items():
-        assert torch.equal(value, before[name]), name
+    assert_same_tensors(other.state_dict(), before)
 
 
 def test_values_that_are_not_finite_are_refused_and_change_nothing(make_config: Make, model: GeoMIM) -> None:
@@ -298,8 +294,7 @@ def test_values_that_are_not_finite_are_refused_and_change_nothing(make_config: 
     before = state_of(fresh)
     with pytest.raises(ValueError, match='2 tensors hold values that are not finite: fusion.norm.bias, head.weight'):
         load_pretrained(fresh, state)
-    for name, value in fresh.state_dict().items():
-        assert torch.equal(value, before[name]), name
+    assert_same_tensors(fresh.state_dict(), before)
 
 
 def test_foreign_names_are_refused_with_an_example(tmp_path: Path, make_config: Make) -> None:
@@ -338,7 +333,7 @@ def test_an_encoder_file_fills_the_encoder_and_the_rest_is_reported(
 ) -> None:
     fresh = GeoMIM(make_config())
     report = load_pretrained(fresh, export_encoder(state_of(model), layout))
-    assert_same_weights(fresh.encoder, model.encoder)
+    assert_same_tensors(fresh.encoder.state_dict(), model.encoder.state_dict())
     assert report.layout == layout
     assert 'head.weight' in report.missing
     assert not any(name.startswith('encoder.') for name in report.missing)
@@ -358,7 +353,7 @@ def test_encoders_start_from_every_layout(make_config: Make, model: GeoMIM, layo
     encoder = SwinEncoder(make_config().encoder)
     report = load_encoder(encoder, state)
     assert isinstance(report, LoadReport)
-    assert_same_weights(encoder, model.encoder)
+    assert_same_tensors(encoder.state_dict(), model.encoder.state_dict())
     assert report.missing == ()
 
 

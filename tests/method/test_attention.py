@@ -19,6 +19,8 @@ from geomim.method.attention import (
     run_checkpointed,
 )
 
+from ..helpers import assert_close_with_gradients
+
 
 def looped_attention(query: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> Tensor:
     """(L, d) tensors, one query at a time."""
@@ -39,36 +41,23 @@ def test_attention_and_its_gradients_equal_a_loop(bias_shape: Tuple[int, ...]) -
     expected = torch.stack(
         [torch.stack([looped_attention(*(t[b, h] for t in tensors), full[b, h]) for h in range(3)]) for b in range(2)]
     )
-    weight = torch.randn_like(expected)
-    expected_gradients = torch.autograd.grad((expected * weight).sum(), inputs)
     for function in (attention, plain_attention):
-        result = function(*inputs)
-        torch.testing.assert_close(result, expected)
-        gradients = torch.autograd.grad((result * weight).sum(), inputs)
-        for ours, theirs in zip(gradients, expected_gradients):
-            torch.testing.assert_close(ours, theirs)
+        assert_close_with_gradients(function(*inputs), expected, inputs)
 
 
 def test_attention_without_bias_and_with_a_frozen_bias() -> None:
     query, key, value = (torch.randn(2, 3, 5, 4, dtype=torch.float64, requires_grad=True) for _ in range(3))
     frozen = torch.randn(1, 3, 5, 5, dtype=torch.float64)
     for bias in (None, frozen):
-        ours = attention(query, key, value, bias)
-        plain = plain_attention(query, key, value, bias)
-        torch.testing.assert_close(ours, plain)
-        for a, b in zip(
-            torch.autograd.grad(ours.square().sum(), (query, key, value)),
-            torch.autograd.grad(plain.square().sum(), (query, key, value)),
-        ):
-            torch.testing.assert_close(a, b)
+        ours, plain = (function(query, key, value, bias) for function in (attention, plain_attention))
+        assert_close_with_gradients(ours, plain, (query, key, value))
 
 
 def test_attention_with_a_learned_bias_and_frozen_projections() -> None:
     query, key, value = (torch.randn(2, 3, 5, 4, dtype=torch.float64) for _ in range(3))
     bias = torch.randn(1, 3, 5, 5, dtype=torch.float64, requires_grad=True)
-    (ours,) = torch.autograd.grad(attention(query, key, value, bias).square().sum(), bias)
-    (plain,) = torch.autograd.grad(plain_attention(query, key, value, bias).square().sum(), bias)
-    torch.testing.assert_close(ours, plain)
+    ours, plain = (function(query, key, value, bias) for function in (attention, plain_attention))
+    assert_close_with_gradients(ours, plain, [bias])
 
 
 def block_twin(block: Block, x: Tensor, heads: int) -> Tensor:
@@ -97,14 +86,7 @@ def test_block_equals_its_formula_with_gradients() -> None:
     for value in block.parameters():
         nn.init.normal_(value, std=0.4)
     x = torch.randn(2, 5, 12, dtype=torch.float64, requires_grad=True)
-    wanted = [x, *block.parameters()]
-    ours, twin = block(x), block_twin(block, x, 3)
-    torch.testing.assert_close(ours, twin)
-    weight = torch.randn_like(ours)
-    for a, b in zip(
-        torch.autograd.grad((ours * weight).sum(), wanted), torch.autograd.grad((twin * weight).sum(), wanted)
-    ):
-        torch.testing.assert_close(a, b)
+    assert_close_with_gradients(block(x), block_twin(block, x, 3), [x, *block.parameters()])
 
 
 def test_layer_norms_use_the_published_epsilon() -> None:

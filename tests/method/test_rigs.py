@@ -104,7 +104,8 @@ def test_permuting_the_cameras_permutes_the_outputs_and_leaves_loss_and_gradient
     for name in ('predictions', 'bev'):
         for copy, other in zip(getattr(straight, name), getattr(permuted, name)):
             torch.testing.assert_close(other, copy)
-    for name in ('reconstruction_loss', 'depth_loss'):
+    for name in ('reconstruction_loss', 'depth_loss', 'target'):
+        assert getattr(permuted, name).dtype == torch.float64
         torch.testing.assert_close(getattr(permuted, name), getattr(straight, name))
     for name, gradient in gradients.items():
         torch.testing.assert_close(others[name], gradient, rtol=1e-6, atol=1e-9, msg=name)

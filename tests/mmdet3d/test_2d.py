@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any, Callable, Dict, List
 
@@ -24,6 +21,8 @@ from mmengine.config import Config
 from geomim.nuscenes import image_labels
 from geomim.nuscenes.image_labels import CLASSES, UNLABELLED, make_image_labels, outline, points_in_image
 
+from ..helpers import assert_same_tensors, linked_world, run_quietly
+
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ROOT / 'configs'
 ITERATIONS = {'mmdet': 60, 'mmseg': 40}
@@ -39,11 +38,7 @@ HOSTS = ('mmdet', 'mmseg')
 @pytest.fixture(scope='module')
 def labelled_world(small_world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The small world by links, with 2D labels; not to be changed."""
-    root = tmp_path_factory.mktemp('labelled') / 'world'
-    root.mkdir()
-    for entry in small_world.iterdir():
-        (root / entry.name).symlink_to(entry)
-    return make_image_labels(root)
+    return make_image_labels(linked_world(small_world, tmp_path_factory.mktemp('labelled') / 'world'))
 
 
 @pytest.fixture(scope='module')
@@ -225,10 +220,7 @@ def micro_config(host: str, data_root: Path, encoder: Path) -> Config:
 def script(host: str, name: str, folder: Path, *arguments: Any) -> str:
     """Run one of the host's scripts, as a user does; what it wrote to its log."""
     package = Path(str(importlib.import_module(host).__file__)).parent
-    environment = {**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONWARNINGS': 'ignore'}
-    command = [sys.executable, str(package / '.mim' / 'tools' / name), *map(str, arguments), '--work-dir', str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=str(folder))
-    assert done.returncode == 0, done.stderr[-4000:]
+    run_quietly([package / '.mim' / 'tools' / name, *arguments, '--work-dir', folder], cwd=folder)
     return '\n'.join(path.read_text() for path in folder.glob('*/*.log'))
 
 
@@ -325,10 +317,7 @@ def test_a_run_resumes_to_the_same_weights_bit_for_bit(host: str, trained: Path,
     (tmp_path / 'last_checkpoint').write_text(str(earlier))
     log = script(host, 'train.py', tmp_path, trained / 'micro.py', '--resume')
     assert f'Load checkpoint from {earlier}' in log
-    ours, theirs = (weights(folder / f'iter_{ITERATIONS[host]}.pth') for folder in (tmp_path, trained))
-    assert ours.keys() == theirs.keys()
-    for name, value in theirs.items():
-        assert torch.equal(ours[name], value), name
+    assert_same_tensors(*(weights(folder / f'iter_{ITERATIONS[host]}.pth') for folder in (tmp_path, trained)))
 
 
 def test_full_size_builds_from_the_hosts_own_configuration(host: str) -> None:

@@ -8,8 +8,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import subprocess
-import sys
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Dict, List
@@ -18,6 +16,9 @@ import pytest
 import torch
 
 pytest.importorskip('mmdet3d')
+
+from ..helpers import run_quietly
+
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 PAGE = ROOT / 'docs' / 'backbones.md'
@@ -69,10 +70,7 @@ def build(tmp_path: Path, encoder: Path, names: List[str], checkout: str = '') -
         path = tmp_path / f'block_{number}.py'
         path.write_text(code)
         paths[str(path)] = name
-    environment = {**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONWARNINGS': 'ignore', CHECKOUT: checkout}
-    command = [sys.executable, str(HERE / 'build_from_page.py'), str(encoder), *paths]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr[-4000:]
+    done = run_quietly([HERE / 'build_from_page.py', encoder, *paths], cwd=tmp_path, **{CHECKOUT: checkout})
     rows = [json.loads(line[len('RESULT ') :]) for line in done.stdout.splitlines() if line.startswith('RESULT ')]
     return {paths[row['path']]: row for row in rows}
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import re
@@ -20,22 +19,16 @@ pytest.importorskip('mmdet3d')
 from geomim.method.depth import depth_maps
 from geomim.mmengine.rig import build_rig
 
+from ..helpers import run_quietly
+from .micro import micro_config
+
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 ENVIRONMENT = {**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONWARNINGS': 'ignore'}
 
 
-def load_micro() -> Any:
-    spec = importlib.util.spec_from_file_location('geomim_micro_rigs', HERE / 'micro.py')
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def run(work_dir: Path, data: Path, *options: str) -> Path:
-    command = [sys.executable, str(HERE / 'micro.py'), str(work_dir), str(data), '--iters', '2', *options]
-    done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT)
-    assert done.returncode == 0, done.stderr[-4000:]
+    run_quietly([HERE / 'micro.py', work_dir, data, '--iters', '2', *options])
     return work_dir
 
 
@@ -59,7 +52,7 @@ def six_cameras(small_world: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 
 def test_the_configuration_names_the_rig_of_the_world_that_it_asks_for() -> None:
     for rig, cams in (('five', 5), ('front', 1)):
-        config = load_micro().micro_config('', '', name=f'geomim_{rig}_tiny_synthetic')
+        config = micro_config('', '', name=f'geomim_{rig}_tiny_synthetic')
         sensors = json.loads((ROOT / f'projects/GeoMIM/geomim/synthetic/rigs/{rig}.json').read_text())['cameras']
         for loader in (config.train_dataloader, config.val_dataloader, config.test_dataloader):
             steps = {step['type']: step for step in loader.dataset.pipeline}
@@ -70,7 +63,7 @@ def test_the_configuration_names_the_rig_of_the_world_that_it_asks_for() -> None
 
 def test_a_sample_has_the_cameras_in_the_order_of_the_configuration(five_world: Path) -> None:
     order = ['CAM_SIDE_RIGHT', 'CAM_FRONT', 'CAM_SIDE_LEFT']
-    config = load_micro().micro_config('', five_world, name='geomim_five_tiny_synthetic')
+    config = micro_config('', five_world, name='geomim_five_tiny_synthetic')
     pipeline = config.train_dataloader.dataset.pipeline
     pipeline[0]['cameras'] = order
     for step in pipeline:
@@ -95,7 +88,7 @@ def test_a_sample_has_the_cameras_in_the_order_of_the_configuration(five_world: 
 
 
 def test_a_camera_that_the_data_lack_is_named(five_world: Path) -> None:
-    config = load_micro().micro_config('', five_world, name='geomim_five_tiny_synthetic')
+    config = micro_config('', five_world, name='geomim_five_tiny_synthetic')
     config.train_dataloader.dataset.pipeline[0]['cameras'] = ['CAM_FRONT', 'CAM_BACK']
     with pytest.raises(ValueError, match=r'no camera CAM_BACK; the info file has \[.CAM_FRONT., .CAM_FRONT_LEFT.'):
         train_sample(config)

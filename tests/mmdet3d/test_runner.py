@@ -2,38 +2,29 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
-from typing import Any, Dict, List
+from typing import Dict, List
 
 import pytest
 import torch
 
 pytest.importorskip('mmdet3d')
+
+from ..helpers import assert_same_tensors, run_quietly
+from .micro import micro_config
+
 HERE = Path(__file__).resolve().parent
-MICRO = HERE / 'micro.py'
+DISTRIBUTED = ('-m', 'torch.distributed.run', '--standalone')
 
 
-def load_micro() -> Any:
-    spec = importlib.util.spec_from_file_location('geomim_micro', MICRO)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def run(work_dir: Path, data: Path, *options: str, launcher: str = '') -> subprocess.CompletedProcess:
-    environment = {**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONWARNINGS': 'ignore'}
-    start = [sys.executable]
+def run(work_dir: Path, data: Path, *options: str, launcher: str = '', status: int = 0) -> None:
+    start: List[str] = []
     if launcher:
-        start = [sys.executable, '-m', 'torch.distributed.run', '--standalone', f'--nproc-per-node={launcher}']
-        options = (*options, '--launcher', 'pytorch')
-    command = [*start, str(MICRO), str(work_dir), str(data), *options]
-    return subprocess.run(command, capture_output=True, text=True, env=environment)
+        start, options = [*DISTRIBUTED, f'--nproc-per-node={launcher}'], (*options, '--launcher', 'pytorch')
+    run_quietly([*start, HERE / 'micro.py', work_dir, data, *options], status=status)
 
 
 def losses(work_dir: Path) -> List[Dict[str, float]]:
@@ -49,8 +40,7 @@ def weights(path: Path) -> Dict[str, torch.Tensor]:
 @pytest.fixture(scope='module')
 def unbroken(small_world, tmp_path_factory) -> Path:
     work_dir = tmp_path_factory.mktemp('unbroken')
-    done = run(work_dir, small_world)
-    assert done.returncode == 0, done.stderr[-4000:]
+    run(work_dir, small_world)
     return work_dir
 
 
@@ -89,7 +79,7 @@ def test_exported_encoder_fills_the_finetuning_backbone(unbroken: Path) -> None:
 def test_student_without_its_teacher_loads_strictly(unbroken: Path, small_world: Path) -> None:
     from mmengine.registry import MODELS
 
-    config = load_micro().micro_config(unbroken, small_world)
+    config = micro_config(unbroken, small_world)
     model = MODELS.build(config.model)
     model.load_state_dict(weights(unbroken / 'iter_4.pth'), strict=True)
 
@@ -106,42 +96,28 @@ def test_killed_run_resumes_to_the_same_losses_bit_for_bit(
 ) -> None:
     if options:
         unbroken = tmp_path / 'whole'
-        assert run(unbroken, small_world, *options).returncode == 0
+        run(unbroken, small_world, *options)
     broken = tmp_path / 'broken'
-    killed = run(broken, small_world, *options, '--kill-at', '3')
-    assert killed.returncode == -signal.SIGKILL
-    resumed = run(broken, small_world, *options, '--resume')
-    assert resumed.returncode == 0, resumed.stderr[-4000:]
+    run(broken, small_world, *options, '--kill-at', '3', status=-signal.SIGKILL)
+    run(broken, small_world, *options, '--resume')
     whole, pieces = losses(unbroken), {row['iter']: row for row in losses(broken)}
     assert [pieces[row['iter']] for row in whole] == whole
     assert len(losses(broken)) > 3, 'the resumed run must have trained'
     last = 'epoch_2.pth' if options else 'iter_4.pth'
-    ours, theirs = weights(broken / last), weights(unbroken / last)
-    assert ours.keys() == theirs.keys()
-    for name in ours:
-        assert torch.equal(ours[name], theirs[name]), name
+    assert_same_tensors(weights(broken / last), weights(unbroken / last))
 
 
 @pytest.mark.long
 def test_two_processes_train(small_world: Path, tmp_path: Path) -> None:
-    done = run(tmp_path / 'two', small_world, '--iters', '2', launcher='2')
-    assert done.returncode == 0, done.stderr[-4000:]
+    run(tmp_path / 'two', small_world, '--iters', '2', launcher='2')
     assert (tmp_path / 'two' / 'iter_2.pth').is_file()
 
 
 def test_two_processes_give_the_gradients_of_one(small_world: Path, tmp_path: Path) -> None:
     """Each rank takes one sample; the mean of the single-process gradients of the two samples is what DDP must give."""
     output = tmp_path / 'gradients'
-    environment = {**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONWARNINGS': 'ignore'}
-    script = str(HERE / 'ddp_gradients.py')
-    for start in (
-        [sys.executable],
-        [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node=2'],
-    ):
-        done = subprocess.run(
-            [*start, script, str(small_world), str(output)], capture_output=True, text=True, env=environment
-        )
-        assert done.returncode == 0, done.stderr[-4000:]
+    for start in ((), (*DISTRIBUTED, '--nproc-per-node=2')):
+        run_quietly([*start, HERE / 'ddp_gradients.py', small_world, output])
     one, two = torch.load(f'{output}_1.pth', weights_only=True), torch.load(f'{output}_2.pth', weights_only=True)
     assert one.keys() == two.keys()
     assert len(one) > 100
@@ -163,8 +139,7 @@ def test_a_runs_own_checkpoint_is_read_on_an_older_torch_too(unbroken: Path, mon
         log = loaded['message_hub']['log_scalars']['train/loss']
         assert isinstance(log, HistoryBuffer)
         assert log.statistics('mean') == pytest.approx(current['message_hub']['log_scalars']['train/loss'].mean())
-    for name, value in current['state_dict'].items():
-        assert torch.equal(older['state_dict'][name], value)
+    assert_same_tensors(older['state_dict'], current['state_dict'])
 
 
 @pytest.mark.parametrize('torch_knows', ['stand-ins', 'nothing'])

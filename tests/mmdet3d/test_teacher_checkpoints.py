@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import pickle
 from collections import OrderedDict
-from typing import Any, Callable, Dict
+from typing import Any, Dict
 
 import numpy as np
 import pytest
@@ -79,8 +78,9 @@ def test_every_layout_and_kernel_order_gives_the_same_teacher(tmp_path, trained,
     report = teacher.load_report
     assert (report.layout, report.kernel_order) == (layout, order)
     assert set(report.taken) == set(trained.detector.state_dict())
-    assert len(report.ignored) == 2
-    assert f'{len(report.taken)} tensors taken, 2 of other parts ignored' in report.describe()
+    assert len(report.unused) == 2
+    assert f'kernels in the order of {order}): {len(report.taken)} tensors taken' in report.describe()
+    assert 'without a place in the model: 2 (' in report.describe()
 
 
 @pytest.mark.parametrize('kind', ['centerpoint', 'second', 'pillar'])
@@ -117,32 +117,24 @@ def test_a_runs_own_checkpoint_with_histories_and_optimizer_is_read(tmp_path, tr
 
 
 class Attack:
-    """Runs ``function(*arguments)`` when it is unpickled the ordinary way."""
+    """Makes a file when it is unpickled the ordinary way."""
 
-    def __init__(self, function: Callable[..., Any], *arguments: Any) -> None:
-        self.call = function, arguments
+    def __init__(self, marker: Any) -> None:
+        self.marker = str(marker)
 
     def __reduce__(self) -> Any:
-        return self.call
+        return open, (self.marker, 'w')
 
 
-@pytest.mark.parametrize('attack', ['os.system', 'exec', 'getattr', 'open'])
-def test_code_in_a_file_is_refused_and_not_run(tmp_path, trained, attack):
+def test_code_in_a_file_is_refused_and_not_run(tmp_path, trained):
+    """More ways to hide code are in tests/checkpoints; here the message tells a teacher's owner what to do."""
     marker = tmp_path / 'marker'
-    payload = {
-        'os.system': Attack(os.system, f'touch {marker}'),
-        'exec': Attack(exec, f'open({str(marker)!r}, "w")'),
-        'open': Attack(open, str(marker), 'w'),
-        'getattr': Attack(exec, Attack(getattr, Attack(__import__, 'os'), 'system'), f'touch {marker}'),
-    }[attack]
-    path = save(tmp_path, weights(trained), meta=payload)
-    with pytest.raises(ValueError, match=r'teacher\.pth .*refused for safety') as caught:
+    path = save(tmp_path, weights(trained), meta=Attack(marker))
+    with pytest.raises(ValueError, match=r'teacher\.pth .*refused for safety.*publish_model\.py'):
         load(path)
-    assert 'publish_model.py' in str(caught.value)
     assert not marker.exists()
-    if attack == 'open':
-        torch.load(path, weights_only=False)  # the attack is a real one
-        assert marker.exists()
+    torch.load(path, weights_only=False)  # the attack is a real one
+    assert marker.exists()
 
 
 def truncated(path: Any) -> None:

@@ -1,10 +1,7 @@
-"""Pictures show what they claim: orientation, colours, hidden cells, depths, and files that are whole."""
+"""Pictures show what they claim: orientation, colours, hidden cells, and depths."""
 
 from __future__ import annotations
 
-from pathlib import Path
-
-import cv2
 import numpy as np
 import pytest
 import torch
@@ -25,7 +22,6 @@ from geomim.mmengine.pictures import (
     hide_cells,
     label_depth,
     reconstruction_panel,
-    save_png,
 )
 
 BINS = DepthBins(1.0, 9.0, 1.0)
@@ -206,25 +202,3 @@ def test_inputs_are_left_alone_and_nan_does_not_stop_the_picture() -> None:
 def test_a_sample_outside_the_batch_is_refused() -> None:
     with pytest.raises(ValueError, match='sample 2 is not in a batch of 2'):
         reconstruction_panel(*make_pass(), sample=2)
-
-
-def test_save_png_keeps_the_pixels_and_the_old_file_on_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / 'deep' / 'panel.png'
-    panel = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
-    save_png(path, panel)
-    assert np.array_equal(cv2.imread(str(path))[..., ::-1], panel)
-
-    def fail(*_: object) -> None:
-        raise OSError('disk full')
-
-    monkeypatch.setattr(Path, 'write_bytes', fail)
-    with pytest.raises(OSError, match='disk full'):
-        save_png(path, panel[::-1])
-    assert [entry.name for entry in path.parent.iterdir()] == ['panel.png']
-    assert np.array_equal(cv2.imread(str(path))[..., ::-1], panel)
-
-
-@pytest.mark.parametrize('panel', [np.zeros((4, 4), np.uint8), np.zeros((4, 4, 3), np.float32)])
-def test_save_png_refuses_what_is_no_rgb_picture(tmp_path: Path, panel: np.ndarray) -> None:
-    with pytest.raises(ValueError, match='uint8 RGB'):
-        save_png(tmp_path / 'x.png', panel)

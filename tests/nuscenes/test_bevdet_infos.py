@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any, Callable, Dict
 
@@ -23,6 +20,8 @@ from geomim.__main__ import main
 from geomim.nuscenes import bevdet_infos as infos
 from geomim.nuscenes.bevdet_infos import bevdet_info_names, make_bevdet_infos
 from geomim.nuscenes.infos import info_names
+
+from ..helpers import run_quietly
 
 LinkWorld = Callable[[Path], Path]
 
@@ -90,10 +89,7 @@ def test_a_second_call_leaves_the_files_and_force_does_not(
 
 def test_the_command(link_world: LinkWorld, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     root = link_world(tmp_path / 'world')
-    environment = {**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONWARNINGS': 'ignore'}
-    command = [sys.executable, '-m', 'geomim', 'infos', str(root)]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment)
-    assert done.returncode == 0, done.stderr[-4000:]
+    run_quietly(['-m', 'geomim', 'infos', root])
     assert all((root / name).is_file() for name in bevdet_info_names())
     assert main(['infos', str(tmp_path)]) == 2
     assert re.search('geomim infos: .* is no nuScenes root', capsys.readouterr().err)

@@ -6,10 +6,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any, Dict, List
 
@@ -32,6 +29,8 @@ from geomim.synthetic import Recipe, make_recipe, write_world
 from geomim.synthetic.cast import camera_beams, cast, freeze
 from geomim.synthetic.keyframe import KEYFRAME
 from geomim.synthetic.sensors import FARTHEST_PIXEL
+
+from ..helpers import run_quietly
 
 CONFIGS = Path(__file__).resolve().parents[2] / 'configs' / 'mmdet3d'
 PREFIX = 'NuScenes metric/pred_instances_3d_NuScenes'
@@ -158,10 +157,7 @@ def test_ground_truth_scores_all_that_there_is(base: Any, small_world: Path) -> 
 def rig_world(rig: str, folder: Path) -> Path:
     """One keyframe a scene of another rig; the converter is patched for it, so it runs in a process of its own."""
     root = write_world(folder / rig, make_recipe(scenes='1+1', frames=1, image_size=(120, 200), rig=rig))
-    command = [sys.executable, '-m', 'geomim', 'infos', str(root), '--for', 'mmdet3d']
-    environment = {**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONWARNINGS': 'ignore'}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment)
-    assert done.returncode == 0, done.stderr[-4000:]
+    run_quietly(['-m', 'geomim', 'infos', root, '--for', 'mmdet3d'])
     return root
 
 
@@ -295,9 +291,7 @@ def test_the_real_converter_changes_nothing_else(linked: Path, small_world: Path
         (tables / path.name).write_bytes(path.read_bytes())
     (tables / 'ego_pose.json').write_text('[{"token": "ha')
     before = digests(tables)
-    command = [sys.executable, '-m', 'geomim', 'infos', str(linked), '--for', 'mmdet3d', '--out', str(tmp_path / 'out')]
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, 'OMP_NUM_THREADS': '1'})
-    assert done.returncode != 0
+    run_quietly(['-m', 'geomim', 'infos', linked, '--for', 'mmdet3d', '--out', tmp_path / 'out'], status=1)
     assert digests(tables) == before
     assert not list(linked.glob('*.pkl'))
     assert not (tmp_path / 'out').exists() or not list((tmp_path / 'out').iterdir())

@@ -147,7 +147,7 @@ def test_weights_come_from_a_run_of_the_fork(build: Any, pillar_detector: Dict[s
     assert torch.equal(teacher([cloud()]), features[0])
     report = teacher.load_report
     assert 'pts_voxel_encoder.pfn_layers.0.linear.weight' in report.taken
-    assert any(name.startswith('pts_bbox_head.') for name in report.ignored)
+    assert any(name.startswith('pts_bbox_head.') for name in report.unused)
     assert 'epoch_1.pth' in report.describe()
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,8 @@ from geomim.synthetic.layout import Scene
 from geomim.synthetic.sensors import Scan, View
 from geomim.synthetic.world import make_recipe, write_world
 
+from . import plain as plain_world
+
 SIZE = (113, 200)
 
 
@@ -32,10 +33,7 @@ def _one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope='session')
 def plain() -> ModuleType:
-    spec = importlib.util.spec_from_file_location('geomim_plain_world', Path(__file__).with_name('plain.py'))
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return plain_world
 
 
 @dataclass(frozen=True)

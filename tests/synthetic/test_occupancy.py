@@ -180,6 +180,13 @@ def images_of(moment: Any, world: Any) -> Any:
         yield camera, moment.views[camera.name]
 
 
+def in_image(camera: Any, local: np.ndarray, nearest: float) -> np.ndarray:
+    """Whether points (..., 3) of a camera's frame lie farther than ``nearest`` (metres) and inside its image."""
+    with np.errstate(divide='ignore', invalid='ignore'):
+        pixel = (local @ camera.intrinsics.T / local[..., 2:])[..., :2]
+    return (local[..., 2] > nearest) & ((pixel >= 0) & (pixel < camera.size[::-1])).all(axis=-1)
+
+
 def test_cameras_see_what_lies_along_their_rays(
     world: Any, moments: List[Any], labels: List[Dict[str, np.ndarray]]
 ) -> None:
@@ -212,17 +219,7 @@ def test_nothing_is_seen_in_blind_zones_under_ground_or_inside_houses(
         for camera, view in images_of(moment, world):
             cam2world = moment.scene.ego2world(moment.time + camera.delay) @ camera.cam2ego
             np.testing.assert_allclose(cam2world, view.cam2world, atol=1e-9)
-            local = (places - cam2world[:3, 3]) @ cam2world[:3, :3]
-            with np.errstate(divide='ignore', invalid='ignore'):
-                pixel = local @ camera.intrinsics.T / local[..., 2:]
-            height, width = camera.size
-            shown |= (
-                (local[..., 2] > 0)
-                & (pixel[..., 0] >= 0)
-                & (pixel[..., 0] < width)
-                & (pixel[..., 1] >= 0)
-                & (pixel[..., 1] < height)
-            )
+            shown |= in_image(camera, (places - cam2world[:3, 3]) @ cam2world[:3, :3], 0.0)
         assert (~shown).sum() > 5000
         assert not label['mask_camera'][~shown].any()
         deep = np.zeros(SHAPE, dtype=bool)
@@ -253,16 +250,7 @@ def test_the_camera_mask_is_what_looking_at_each_voxel_tells(
     for camera, view in images_of(moment, world):
         origin = view.cam2world[:3, 3]
         local = (places - origin) @ view.cam2world[:3, :3]
-        with np.errstate(divide='ignore', invalid='ignore'):
-            pixel = local @ camera.intrinsics.T / local[:, 2:]
-        height, width = camera.size
-        inside = (
-            (local[:, 2] > 0.1)
-            & (pixel[:, 0] >= 0)
-            & (pixel[:, 0] < width)
-            & (pixel[:, 1] >= 0)
-            & (pixel[:, 1] < height)
-        )
+        inside = in_image(camera, local, 0.1)
         rays = (places - origin) / np.maximum(local[:, 2:], 0.1)
         ground = moment.scene.road.cast_ground(origin, rays.T.astype(np.float32)).astype(np.float64)
         nearest = ground

@@ -11,6 +11,8 @@ from mmengine.model import MMDistributedDataParallel
 from mmengine.optim import build_optim_wrapper
 from torch import nn
 
+from geomim.adapter.layer_decay import LayerDecay
+from geomim.bevdet.training import LayerDecayOptimWrapperConstructor
 from geomim.mmdet3d import GeoMIMSwin
 
 LR, DECAY = 2e-4, 0.05
@@ -22,7 +24,7 @@ def wrapper_of(model: nn.Module, **options: Any) -> Any:
         dict(
             type='OptimWrapper',
             optimizer=dict(type='AdamW', lr=LR, weight_decay=DECAY),
-            constructor='LayerDecayOptimWrapperConstructor',
+            constructor=LayerDecayOptimWrapperConstructor.__name__,
             paramwise_cfg=dict(options),
         ),
     )
@@ -42,29 +44,21 @@ def settings(model: nn.Module, **options: Any) -> Dict[str, Tuple[float, float]]
 class Detector(nn.Module):
     """A Swin with an output norm, a neck and a head."""
 
-    def __init__(self, depths: Tuple[int, ...] = (1, 2, 1)) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        sizes = dict(embed_dims=8, depths=depths, num_heads=(1,) * len(depths), window_size=(4,) * len(depths))
-        self.img_backbone = GeoMIMSwin(**sizes, out_indices=(len(depths) - 1,), pretrain_img_size=32)
+        sizes = dict(embed_dims=8, depths=(1, 2, 1), num_heads=(1, 1, 1), window_size=(4, 4, 4))
+        self.img_backbone = GeoMIMSwin(**sizes, out_indices=(2,), pretrain_img_size=32)
         self.img_neck = nn.Conv2d(32, 4, 1)
         self.pts_bbox_head = nn.Sequential(nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4))
 
 
-def test_layers_of_any_depths() -> None:
-    found = settings(Detector((1, 2, 1)), decay_rate=0.5)
-    assert found['pts_bbox_head.0.weight'] == found['img_neck.weight'] == (1.0, DECAY)
-    assert found['img_backbone.norm2.weight'] == (1.0, 0.0)
-    assert found['pts_bbox_head.1.weight'] == found['pts_bbox_head.0.bias'] == (1.0, 0.0)
-    last_block = 'img_backbone.stages.2.blocks.0.attn.w_msa.'
-    assert found[last_block + 'relative_position_bias_table'] == (0.5, DECAY)
-    assert found[last_block + 'qkv.bias'] == (0.5, 0.0)
-    assert found['img_backbone.stages.1.downsample.reduction.weight'] == (0.5, DECAY)
-    assert found['img_backbone.stages.1.blocks.1.ffn.layers.1.weight'] == (0.5**2, DECAY)
-    assert found['img_backbone.stages.1.blocks.0.ffn.layers.1.weight'] == (0.5**3, DECAY)
-    assert found['img_backbone.stages.0.downsample.norm.weight'] == (0.5**3, 0.0)
-    assert found['img_backbone.stages.0.blocks.0.norm1.weight'] == (0.5**4, 0.0)
-    assert found['img_backbone.absolute_pos_embed'] == found['img_backbone.patch_embed.projection.weight']
-    assert found['img_backbone.absolute_pos_embed'] == (0.5**5, DECAY)
+def test_the_optimizer_holds_the_groups() -> None:
+    model = Detector()
+    expected, found = LayerDecay(0.5).groups(model, LR, DECAY), wrapper_of(model, decay_rate=0.5).optimizer.param_groups
+    assert len(found) == len(expected)
+    for ours, theirs in zip(found, expected):
+        assert (ours['lr'], ours['weight_decay']) == (theirs['lr'], theirs['weight_decay'])
+        assert [id(parameter) for parameter in ours['params']] == [id(parameter) for parameter in theirs['params']]
 
 
 def test_frozen_parameters_stay_out_and_more_layers_may_be_counted() -> None:

@@ -11,7 +11,7 @@ from mmengine.runner import CheckpointLoader
 
 from ..checkpoints.files import some, tensors_of
 from ..checkpoints.layouts import strip_prefix
-from ..checkpoints.position_bias import resize_position_bias, window_of_table
+from ..checkpoints.position_bias import fit_tables
 
 
 @MODELS.register_module()
@@ -58,11 +58,7 @@ class ShiftedSwin(SwinTransformer):
         state: Dict[str, Any] = tensors_of(CheckpointLoader.load_checkpoint(path, map_location='cpu'), path)
         if self.convert_weights:
             state = dict(swin_converter(state))
-        state = strip_prefix(state, 'backbone.')
-        own = self.state_dict()
-        for name in [name for name in own if name.endswith('relative_position_bias_table') and name in state]:
-            if state[name].shape != own[name].shape:
-                state[name] = resize_position_bias(state[name], window_of_table(own[name].shape[0]))
+        state, _ = fit_tables(strip_prefix(state, 'backbone.'), self.state_dict())
         state = {name: value for name, value in state.items() if not name.endswith('relative_position_index')}
         missing, unused = self.load_state_dict(state, strict=False)
         absent = tuple(name for name in missing if not name.endswith('index') and not name.startswith('norm'))

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Dict, List, Tuple
+from typing import Dict, List
 
 from torch import Tensor, nn
 
 from .detector_layouts import convert_detector, describe_detector, is_detector
-from .files import check_finite, read_checkpoint, some, tensors_of
+from .files import check_finite, other_shapes, read_checkpoint, some, tensors_of
 
 _COUNTERS = 'num_batches_tracked'  # older checkpoints lack them; predictions do not use them
 
@@ -53,12 +53,7 @@ def differences(own: Dict[str, Tensor], given: Dict[str, Tensor]) -> List[str]:
     """What keeps ``given`` from taking the place of ``own``, a sentence a kind; nothing if it fits."""
     missing = tuple(name for name in own if name not in given and not name.endswith(_COUNTERS))
     unexpected = tuple(name for name in given if name not in own)
-    shapes: Tuple[str, ...] = tuple(
-        f'{name} {tuple(given[name].shape)} instead of {tuple(own[name].shape)}'
-        for name in own
-        if name in given and given[name].shape != own[name].shape
-    )
-    kinds = ((missing, 'missing'), (unexpected, 'unexpected'), (shapes, 'of another shape'))
+    kinds = ((missing, 'missing'), (unexpected, 'unexpected'), (other_shapes(own, given), 'of another shape'))
     return [f'{len(names)} {kind}: {some(names, 4)}' for names, kind in kinds if names]
 
 

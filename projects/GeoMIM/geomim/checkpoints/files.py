@@ -5,9 +5,10 @@ from __future__ import annotations
 import pickle
 import zipfile
 from collections import OrderedDict
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, Callable, Dict, Tuple
+from typing import Any, Callable, Dict, Mapping, Tuple
 
 import torch
 from torch import Tensor
@@ -187,11 +188,50 @@ def check_finite(state: Dict[str, Tensor], source: PathLike) -> None:
         raise ValueError(f'{source}: {len(bad)} tensors hold values that are not finite: {some(bad, 4)}')
 
 
-def shapes_differ(a: Tensor, b: Tensor) -> bool:
-    return tuple(a.shape) != tuple(b.shape)
-
-
 def some(names: Tuple[str, ...], limit: int = 8) -> str:
     """The first names of a long list, for messages."""
     shown = ', '.join(names[:limit])
     return shown if len(names) <= limit else f'{shown} and {len(names) - limit} more'
+
+
+def other_shapes(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> Tuple[str, ...]:
+    """The tensors of ``given`` that have another shape than those of ``own``, with both shapes, for messages."""
+    return tuple(
+        f'{name} {tuple(given[name].shape)} instead of {tuple(value.shape)}'
+        for name, value in own.items()
+        if name in given and tuple(given[name].shape) != tuple(value.shape)
+    )
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """What a file gave to a model, pretraining, detector or teacher; names are the model's, except ``unused``.
+
+    Args:
+        source, layout: the file and how its names were read.
+        taken: tensors loaded as they were.
+        resized: relative position bias tables brought to another window size.
+        missing: tensors of the model that the file lacks; they keep their initial values.
+        unused: tensors of the file that the model has no place for.
+        kernel_order: 'spconv1' or 'spconv2', the order of a LiDAR teacher's sparse kernels in the file.
+    """
+
+    source: str
+    layout: str
+    taken: Tuple[str, ...]
+    resized: Tuple[str, ...] = ()
+    missing: Tuple[str, ...] = ()
+    unused: Tuple[str, ...] = ()
+    kernel_order: str = ''
+
+    def describe(self) -> str:
+        order = f', kernels in the order of {self.kernel_order}' if self.kernel_order else ''
+        lines = [f'{self.source} ({self.layout} layout{order}): {len(self.taken) + len(self.resized)} tensors taken']
+        for title, names in (
+            ('of them, position bias tables resized', self.resized),
+            ('missing in the file, left at their initial values', self.missing),
+            ('in the file, but without a place in the model', self.unused),
+        ):
+            if names:
+                lines.append(f'  {title}: {len(names)} ({some(names)})')
+        return '\n'.join(lines)

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Callable, Dict, List, Sequence, Tuple, Union
+from typing import Callable, Dict, Sequence, Tuple, Union
 
 from torch import Tensor, nn
 
 from ..atomic import PathLike
 from ..method.pretrainer import GeoMIM
 from ..method.swin import SwinEncoder
-from .files import check_finite, read_checkpoint, save_atomically, shapes_differ, some, tensors_of
+from .files import LoadReport, check_finite, other_shapes, read_checkpoint, save_atomically, some, tensors_of
 from .layouts import ENCODER_LAYOUTS, LAYOUTS, detect_layout, export_encoder, from_geomim, is_derived, to_geomim
-from .position_bias import resize_position_bias, window_of_table
+from .position_bias import fit_tables
 
 __all__ = [
     'LAYOUTS',
@@ -31,37 +30,6 @@ __all__ = [
     'write_encoders',
 ]
 _OPTIONAL = ('num_batches_tracked',)
-
-
-@dataclass(frozen=True)
-class LoadReport:
-    """What a file gave to a model; names are the model's, except ``unused``.
-
-    Args:
-        source, layout: the file and how its names were read.
-        taken: tensors loaded as they were.
-        resized: relative position bias tables brought to another window size.
-        missing: tensors of the model that the file lacks; they keep their initial values.
-        unused: tensors of the file that the model has no place for.
-    """
-
-    source: str
-    layout: str
-    taken: Tuple[str, ...]
-    resized: Tuple[str, ...] = ()
-    missing: Tuple[str, ...] = ()
-    unused: Tuple[str, ...] = ()
-
-    def describe(self) -> str:
-        lines = [f'{self.source} ({self.layout} layout): {len(self.taken) + len(self.resized)} tensors taken']
-        for title, names in (
-            ('of them, position bias tables resized', self.resized),
-            ('missing in the file, left at their initial values', self.missing),
-            ('in the file, but without a place in the model', self.unused),
-        ):
-            if names:
-                lines.append(f'  {title}: {len(names)} ({some(names)})')
-        return '\n'.join(lines)
 
 
 def _open(weights: Union[PathLike, Dict[str, Tensor]], layout: str) -> Tuple[Dict[str, Tensor], str, str]:
@@ -85,24 +53,11 @@ def _fit(
 ) -> LoadReport:
     """Load what fits and resize bias tables; refuse other shapes and absent tensors that the model ``needs``, before anything changes."""
     own = model.state_dict()
-    values: Dict[str, Tensor] = {}
-    resized: List[str] = []
-    wrong: List[str] = []
-    for name in sorted(own.keys() & state.keys()):
-        value = state[name]
-        is_table = (
-            name.endswith('relative_position_bias_table') and value.dim() == 2 and value.shape[1] == own[name].shape[1]
-        )
-        if is_table and shapes_differ(value, own[name]):
-            value = resize_position_bias(value, window_of_table(own[name].shape[0]))
-            resized.append(name)
-        if shapes_differ(value, own[name]):
-            wrong.append(f'{name} {tuple(value.shape)} instead of {tuple(own[name].shape)}')
-        values[name] = value
+    values, resized = fit_tables({name: state[name] for name in sorted(own.keys() & state.keys())}, own)
+    wrong = other_shapes(own, values)
     if wrong:
         raise ValueError(
-            f'{source} belongs to another architecture: {len(wrong)} of {len(own)} tensors have other '
-            f'shapes: {some(tuple(sorted(wrong)), 4)}'
+            f'{source} belongs to another architecture: {len(wrong)} of {len(own)} tensors have other shapes: {some(wrong, 4)}'
         )
     check_finite(values, source)
     missing = tuple(sorted(name for name in own.keys() - values.keys() if not name.endswith(_OPTIONAL)))
@@ -116,7 +71,7 @@ def _fit(
         source=source,
         layout=layout,
         taken=tuple(sorted(values.keys() - set(resized))),
-        resized=tuple(sorted(resized)),
+        resized=resized,
         missing=missing,
         unused=unused,
     )

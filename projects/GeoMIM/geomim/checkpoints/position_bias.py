@@ -6,7 +6,7 @@ cubic spline through them gives the values at the new integer offsets. The schem
 
 from __future__ import annotations
 
-from typing import Dict, Sequence, Tuple
+from typing import Dict, Mapping, Sequence, Tuple
 
 import torch
 from torch import Tensor
@@ -101,6 +101,16 @@ def resize_position_bias(table: Tensor, window: int) -> Tensor:
     grid = table.detach().double().cpu().t().reshape(-1, old_side, old_side)
     resized = matrix @ grid @ matrix.t()
     return resized.reshape(-1, new_side**2).t().to(table.dtype).contiguous()
+
+
+def fit_tables(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> Tuple[Dict[str, Tensor], Tuple[str, ...]]:
+    """The same weights with bias tables resized to those of ``own`` that have as many heads; and the names of the resized."""
+    fitted = dict(state)
+    for name, value in state.items():
+        table = own.get(name) if name.endswith('relative_position_bias_table') and value.dim() == 2 else None
+        if table is not None and value.shape[1] == table.shape[1] and len(value) != len(table):
+            fitted[name] = resize_position_bias(value, window_of_table(len(table)))
+    return fitted, tuple(sorted(name for name in state if fitted[name] is not state[name]))
 
 
 def resize_windows(state: Dict[str, Tensor], windows: Sequence[int], prefix: str) -> Tuple[Dict[str, Tensor], int]:

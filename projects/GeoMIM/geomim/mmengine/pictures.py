@@ -7,15 +7,13 @@ X x Y BEV cells; R x S rows and columns of a picture. Pictures are (R, S, 3) uin
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
-from typing import List, Optional, Sequence, Tuple, Union
+from typing import List, Optional, Sequence, Tuple
 
 import cv2
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..atomic import atomic_path
 from ..method.camera import CameraRig
 from ..method.depth import DepthBins
 from ..method.grid import AXIS_ORDERS, BEVGrid
@@ -179,19 +177,6 @@ def reconstruction_panel(
         raise ValueError(f'sample {sample} is not in a batch of {images.shape[0]}')
     cameras = _camera_strips(output, images[sample], rig.names, config, sample)
     return np.concatenate([*cameras, _bev_strip(output, config, sample)])
-
-
-def save_png(path: Union[str, Path], panel: np.ndarray) -> None:
-    """Write an (R, S, 3) uint8 RGB picture; a reader never sees half a file.
-
-    Raises:
-        ValueError: an array of another form.
-    """
-    if panel.dtype != np.uint8 or panel.ndim != 3 or panel.shape[2] != 3:
-        raise ValueError(f'a picture must be (R, S, 3) uint8 RGB, got {panel.dtype} of shape {panel.shape} for {path}')
-    data = cv2.imencode('.png', panel[..., ::-1])[1].tobytes()
-    with atomic_path(path) as partial:
-        Path(partial).write_bytes(data)
 
 
 def _camera_strips(

@@ -109,10 +109,12 @@ class CameraBeams(Beams):
         rows, columns = self.rays.shape[1:]
         local = (corners - self.origin) @ self.rotation
         depth = local[..., 2]
+        # a box that reaches behind the camera has no outline in the image: every pixel might see it
         ahead, whole = (depth > _NEAR).any(1), (depth > 0.2).all(1)
         safe = np.where(depth > 0.2, depth, 1.0)
         u = local[..., 0] / safe * self.intrinsics[0, 0] + self.intrinsics[0, 2]
         v = local[..., 1] / safe * self.intrinsics[1, 1] + self.intrinsics[1, 2]
+        # the rectangle around the projected corners, cut off at the image's borders below
         left, right = np.floor(u.min(1)).astype(int), np.ceil(u.max(1)).astype(int)
         top, bottom = np.floor(v.min(1)).astype(int), np.ceil(v.max(1)).astype(int)
         for index in np.nonzero(ahead)[0]:
@@ -146,6 +148,7 @@ class LidarBeams(Beams):
     def windows(self, corners: np.ndarray) -> Iterator[Tuple[int, List[Window]]]:
         count = self.rays.shape[2]
         local = (corners - self.origin) @ self.rotation
+        # rings: the lowest and highest elevation of a cylinder around the box, seen from its near or its far side
         middle = local.mean(axis=1)
         radius = np.linalg.norm(local[..., :2] - middle[:, None, :2], axis=2).max(1)
         apart = np.linalg.norm(middle[:, :2], axis=1)
@@ -154,6 +157,7 @@ class LidarBeams(Beams):
         bottom = np.arctan2(low, np.where(low < 0, nearest, farthest))
         top = np.arctan2(high, np.where(high > 0, nearest, farthest))
         start, stop = np.searchsorted(self.elevations, bottom), np.searchsorted(self.elevations, top, side='right')
+        # columns: the widest angle of a corner from the middle; all of them where the LiDAR is inside the cylinder
         bearing = np.arctan2(middle[:, 1], middle[:, 0])
         angles = np.arctan2(local[..., 1], local[..., 0]) - bearing[:, None]
         half = np.abs((angles + np.pi) % (2 * np.pi) - np.pi).max(1)
@@ -197,12 +201,13 @@ def meet_solids(
         t (K, M) float32, infinite for rays that miss the solid or start inside it.
     """
     half = halves.astype(np.float32)
-    begin = (start - centres).astype(np.float32)
+    begin = (start - centres).astype(np.float32)  # seen from each solid's own middle
     if kind == ELLIPSOID:
         enter, leave = _meet_round((0, 1, 2), half, begin, rays)
     elif kind == BOX:
         enter, leave = _meet_slabs((0, 1, 2), half, begin, inverse)
     else:
+        # a cylinder is what lies both between its two ends and within its round wall
         axis, others = (1, (0, 2)) if kind == WHEEL else (2, (0, 1))
         enter, leave = _meet_slabs((axis,), half, begin, inverse)
         around = _meet_round(others, half, begin, rays)
@@ -230,7 +235,7 @@ def _meet_round(
     """Where rays enter and leave what is round on the given axes: roots of squares t^2 + 2 product t + outside."""
     squares, product, outside = np.float32(1e-12), np.float32(0), np.full((len(half), 1), -1, dtype=np.float32)
     for axis in axes:
-        scale = 1 / half[:, axis, None]
+        scale = 1 / half[:, axis, None]  # in units of the radii it is a circle or ball of radius 1
         begin, step = start[:, axis, None] * scale, rays[axis] * scale
         squares, product, outside = squares + step * step, product + begin * step, outside + begin * begin
     root = product * product - squares * outside
@@ -299,6 +304,7 @@ def _cast_body(
     candidates = np.nonzero(limit > apart / beams.longest)[0]  # the others meet something nearer than any of it
     if not candidates.size:
         return 0
+    # the box around the body, a millimetre larger, first: few rays of a window pass it and go on to the solids
     into_body = turn_z(-float(frozen.yaw[body]))
     start = into_body @ (beams.origin - frozen.position[body])
     rays = rotate(into_body, view[:, candidates])
@@ -310,11 +316,13 @@ def _cast_body(
     if not inside.size:
         return 0
     candidates, rays, inverse = candidates[inside], rays[:, inside], inverse[:, inside]
+    # of all its solids the nearest, numbered among those of all bodies
     groups = frozen.bodies[body].groups
     distances = np.concatenate([meet_solids(g.kind, g.centres, g.halves, start, rays, inverse) for g in groups])
     which = distances.argmin(axis=0)
     nearest = distances[which, np.arange(candidates.size)]
     which = np.concatenate([g.members for g in groups])[which] + frozen.first[body]
+    # noted where nothing nearer has been met; what hides it does not matter for the rays that it receives alone
     shown = nearest < before[candidates]
     rows, columns = np.divmod(candidates[shown], t[window].shape[1])
     t[window][rows, columns] = nearest[shown]

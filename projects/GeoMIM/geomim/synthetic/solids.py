@@ -6,12 +6,13 @@ Body frame: x along the body's length (ahead), y to the left, z up from the grou
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Dict, List, Sequence, Tuple
+from typing import Dict, List, Sequence, Tuple, Union
 
 import numpy as np
 
 BOX, CYLINDER, ELLIPSOID, WHEEL = range(4)  # a cylinder's axis is vertical, a wheel's lies along y
 Colour = Tuple[float, float, float]  # RGB, 0 to 1
+Span = Union[float, Sequence[float]]  # metres along an axis
 
 # what a surface looks like, beside its colour; see shade.py
 PLAIN, FACADE, BODYWORK, GLAZED, STRIPED, BANDED, LEAVES, PANELS = range(8)
@@ -54,9 +55,9 @@ def group_by_kind(solids: Sequence[Solid]) -> Tuple[Group, ...]:
     return tuple(groups)
 
 
-def _box(x: Sequence[float], y: Sequence[float], z: Sequence[float], colour: Colour, **more) -> Solid:
-    """From its two faces along each axis."""
-    spans = (x, y, z)
+def _box(x: Span, y: Span, z: Span, colour: Colour, **more) -> Solid:
+    """From its two faces along each axis; one number stands for both sides of 0."""
+    spans = [(-span, span) if isinstance(span, float) else span for span in (x, y, z)]
     centre, half = ([(a + s * b) / 2 for b, a in spans] for s in (1, -1))
     return Solid(BOX, tuple(centre), tuple(half), colour, **more)
 
@@ -84,17 +85,8 @@ def _wheels(length: float, width: float, at: Sequence[float], radius: float) -> 
 def _car(length: float, width: float, height: float, colour: Colour) -> List[Solid]:
     belt = 0.56 * height
     return [
-        _box(
-            (-length / 2, length / 2), (-0.485 * width, 0.485 * width), (0.2, belt), colour, look=BODYWORK, intensity=30
-        ),
-        _box(
-            (-0.42 * length, 0.22 * length),
-            (-0.43 * width, 0.43 * width),
-            (belt, height),
-            colour,
-            look=GLAZED,
-            intensity=14,
-        ),
+        _box(length / 2, 0.485 * width, (0.2, belt), colour, look=BODYWORK, intensity=30),
+        _box((-0.42 * length, 0.22 * length), 0.43 * width, (belt, height), colour, look=GLAZED, intensity=14),
         *_wheels(length, width, (-0.30, 0.30), 0.32),
     ]
 
@@ -102,38 +94,25 @@ def _car(length: float, width: float, height: float, colour: Colour) -> List[Sol
 def _truck(length: float, width: float, height: float, colour: Colour) -> List[Solid]:
     cab = length / 2 - 1.9
     return [
-        _box((cab, length / 2), (-0.47 * width, 0.47 * width), (0.45, 0.8 * height), colour, look=GLAZED, intensity=40),
-        _box(
-            (-length / 2, cab - 0.15),
-            (-0.49 * width, 0.49 * width),
-            (0.85, height),
-            (0.86, 0.86, 0.84),
-            look=PANELS,
-            intensity=48,
-        ),
-        _box(
-            (-0.49 * length, 0.48 * length), (-0.35 * width, 0.35 * width), (0.45, 0.85), (0.1, 0.1, 0.1), intensity=8
-        ),
+        _box((cab, length / 2), 0.47 * width, (0.45, 0.8 * height), colour, look=GLAZED, intensity=40),
+        _box((-length / 2, cab - 0.15), 0.49 * width, (0.85, height), (0.86, 0.86, 0.84), look=PANELS, intensity=48),
+        _box((-0.49 * length, 0.48 * length), 0.35 * width, (0.45, 0.85), (0.1, 0.1, 0.1), intensity=8),
         *_wheels(length, width, (-0.36, -0.18, 0.32), 0.45),
     ]
 
 
 def _trailer(length: float, width: float, height: float, colour: Colour) -> List[Solid]:
     return [
-        _box(
-            (-length / 2, length / 2), (-0.49 * width, 0.49 * width), (1.1, height), colour, look=PANELS, intensity=85
-        ),
-        _box((-0.49 * length, 0.49 * length), (-0.3 * width, 0.3 * width), (0.8, 1.1), (0.12, 0.12, 0.13), intensity=8),
-        _box((0.36 * length, 0.38 * length), (-0.3 * width, 0.3 * width), (0, 0.8), STEEL, intensity=25),
+        _box(length / 2, 0.49 * width, (1.1, height), colour, look=PANELS, intensity=85),
+        _box(0.49 * length, 0.3 * width, (0.8, 1.1), (0.12, 0.12, 0.13), intensity=8),
+        _box((0.36 * length, 0.38 * length), 0.3 * width, (0, 0.8), STEEL, intensity=25),
         *_wheels(length, width, (-0.42, -0.33, -0.24), 0.5),
     ]
 
 
 def _bus(length: float, width: float, height: float, colour: Colour) -> List[Solid]:
     return [
-        _box(
-            (-length / 2, length / 2), (-0.49 * width, 0.49 * width), (0.3, height), colour, look=GLAZED, intensity=62
-        ),
+        _box(length / 2, 0.49 * width, (0.3, height), colour, look=GLAZED, intensity=62),
         *_wheels(length, width, (-0.28, 0.30), 0.48),
     ]
 
@@ -143,14 +122,7 @@ def _construction(length: float, width: float, height: float, colour: Colour) ->
     return [
         _box((-0.5 * length, 0.2 * length), (-width / 2, -width / 2 + 0.55), (0, 0.9), RUBBER, intensity=6),
         _box((-0.5 * length, 0.2 * length), (width / 2 - 0.55, width / 2), (0, 0.9), RUBBER, intensity=6),
-        _box(
-            (-0.46 * length, 0.16 * length),
-            (-0.42 * width, 0.42 * width),
-            (0.9, 0.62 * height),
-            colour,
-            look=STRIPED,
-            **yellow,
-        ),
+        _box((-0.46 * length, 0.16 * length), 0.42 * width, (0.9, 0.62 * height), colour, look=STRIPED, **yellow),
         _box(
             (-0.10 * length, 0.14 * length),
             (0.02 * width, 0.40 * width),
@@ -193,17 +165,15 @@ def _cycle(length: float, width: float, height: float, colour: Colour, ridden: b
     solids.append(
         _box(
             (-0.32 * length, 0.30 * length),
-            (-frame, frame),
+            frame,
             (0.38, 0.85),
             colour,
             intensity=shine,
             look=BODYWORK if motor else PLAIN,
         )
     )
-    solids.append(
-        _box((0.22 * length, 0.28 * length), (-width / 2, width / 2), (bar - 0.14, bar), STEEL, intensity=shine)
-    )
-    solids.append(_box((0.23 * length, 0.27 * length), (-0.04, 0.04), (0.6, bar), STEEL, intensity=shine))
+    solids.append(_box((0.22 * length, 0.28 * length), width / 2, (bar - 0.14, bar), STEEL, intensity=shine))
+    solids.append(_box((0.23 * length, 0.27 * length), 0.04, (0.6, bar), STEEL, intensity=shine))
     return solids + (_rider(-0.08 * length, 0.7, height, 0.8 * width, colour) if ridden else [])
 
 
@@ -213,20 +183,8 @@ def _pedestrian(length: float, width: float, height: float, colour: Colour) -> L
         _upright(0.14 * length, 0.16 * width, (0, 0.5 * height), 0.09, trousers, intensity=45),
         _upright(-0.14 * length, -0.16 * width, (0, 0.5 * height), 0.09, trousers, intensity=45),
         Solid(ELLIPSOID, (0, 0, 0.66 * height), (0.42 * length, 0.40 * width, 0.2 * height), colour, intensity=50),
-        _box(
-            (-0.5 * length, 0.5 * length),
-            (0.36 * width, 0.5 * width),
-            (0.45 * height, 0.78 * height),
-            colour,
-            intensity=50,
-        ),
-        _box(
-            (-0.5 * length, 0.5 * length),
-            (-0.5 * width, -0.36 * width),
-            (0.45 * height, 0.78 * height),
-            colour,
-            intensity=50,
-        ),
+        _box(0.5 * length, (0.36 * width, 0.5 * width), (0.45 * height, 0.78 * height), colour, intensity=50),
+        _box(0.5 * length, (-0.5 * width, -0.36 * width), (0.45 * height, 0.78 * height), colour, intensity=50),
         Solid(ELLIPSOID, (0, 0, 0.925 * height), (0.11, 0.1, 0.075 * height), SKIN, intensity=50),
     ]
 
@@ -234,7 +192,7 @@ def _pedestrian(length: float, width: float, height: float, colour: Colour) -> L
 def _cone(length: float, width: float, height: float, colour: Colour) -> List[Solid]:
     more = dict(look=BANDED, intensity=170)
     return [
-        _box((-length / 2, length / 2), (-width / 2, width / 2), (0, 0.06), (0.1, 0.1, 0.1), intensity=40),
+        _box(length / 2, width / 2, (0, 0.06), (0.1, 0.1, 0.1), intensity=40),
         _upright(0, 0, (0.06, 0.42 * height), 0.38 * length, colour, **more),
         _upright(0, 0, (0.42 * height, 0.74 * height), 0.26 * length, (0.95, 0.95, 0.95), intensity=230),
         _upright(0, 0, (0.74 * height, height), 0.14 * length, colour, **more),
@@ -243,17 +201,8 @@ def _cone(length: float, width: float, height: float, colour: Colour) -> List[So
 
 def _barrier(length: float, width: float, height: float, colour: Colour) -> List[Solid]:
     return [
-        _box(
-            (-length / 2, length / 2), (-width / 2, width / 2), (0, 0.35 * height), colour, intensity=120, look=STRIPED
-        ),
-        _box(
-            (-0.22 * length, 0.22 * length),
-            (-width / 2, width / 2),
-            (0.35 * height, height),
-            colour,
-            intensity=120,
-            look=STRIPED,
-        ),
+        _box(length / 2, width / 2, (0, 0.35 * height), colour, intensity=120, look=STRIPED),
+        _box(0.22 * length, width / 2, (0.35 * height, height), colour, intensity=120, look=STRIPED),
     ]
 
 
@@ -315,20 +264,20 @@ def build_pole(height: float) -> Tuple[Solid, ...]:
     """A lamp post with an arm along x."""
     return (
         _upright(0, 0, (0, height), 0.09, STEEL, intensity=35),
-        _box((0, 1.4), (-0.08, 0.08), (height - 0.12, height), STEEL, intensity=35),
+        _box((0, 1.4), 0.08, (height - 0.12, height), STEEL, intensity=35),
     )
 
 
 def build_house(length: float, width: float, height: float, colour: Colour) -> Tuple[Solid, ...]:
     """A block with rows of windows."""
-    return (_box((-length / 2, length / 2), (-width / 2, width / 2), (0, height), colour, look=FACADE, intensity=24),)
+    return (_box(length / 2, width / 2, (0, height), colour, look=FACADE, intensity=24),)
 
 
 def build_island(length: float) -> Tuple[Solid, ...]:
     """A raised traffic island between the lanes."""
-    return (_box((-length / 2, length / 2), (-0.22, 0.22), (0, 0.2), (0.7, 0.68, 0.6), look=STRIPED, intensity=32),)
+    return (_box(length / 2, 0.22, (0, 0.2), (0.7, 0.68, 0.6), look=STRIPED, intensity=32),)
 
 
 def build_fence(length: float, colour: Colour) -> Tuple[Solid, ...]:
     """A wall of garden height."""
-    return (_box((-length / 2, length / 2), (-0.1, 0.1), (0, 1.3), colour, look=PANELS, intensity=20),)
+    return (_box(length / 2, 0.1, (0, 1.3), colour, look=PANELS, intensity=20),)

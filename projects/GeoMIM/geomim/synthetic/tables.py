@@ -59,6 +59,10 @@ class _SceneRows:
     def token(self, table: str, *parts: Any) -> str:
         return self.recipe.token(table, self.index, *parts)
 
+    def put(self, table: str, *parts: Any, **row: Any) -> None:
+        """Add a row, whose token is that of ``parts``."""
+        self.tables[table].append({'token': self.token(table, *parts), **row})
+
     def add(self, keyframes: Sequence[Dict[str, Any]]) -> None:
         self._scene()
         self._calibration()
@@ -66,7 +70,7 @@ class _SceneRows:
         self._annotations([part['boxes'] for part in keyframes])
 
     def _scene(self) -> None:
-        frames, tables = self.recipe.frames, self.tables
+        frames = self.recipe.frames
         samples = [
             {
                 'token': self.token('sample', frame),
@@ -76,50 +80,27 @@ class _SceneRows:
             for frame in range(frames)
         ]
         _link(samples)
-        tables['sample'] += samples
-        tables['scene'].append(
-            {
-                'token': self.token('scene'),
-                'log_token': self.token('log'),
-                'nbr_samples': frames,
-                'first_sample_token': samples[0]['token'],
-                'last_sample_token': samples[-1]['token'],
-                'name': self.name,
-                'description': f'synthetic street, seed {self.recipe.seed}',
-            }
-        )
-        tables['log'].append(
-            {
-                'token': self.token('log'),
-                'logfile': self.recipe.logfile(self.index),
-                'vehicle': 'geomim',
-                'date_captured': _DAY,
-                'location': location(self.recipe, self.index),
-            }
-        )
-        tables['map'].append(
-            {
-                'token': self.token('map'),
-                'log_tokens': [self.token('log')],
-                'category': 'semantic_prior',
-                'filename': f'maps/{self.token("map")}.png',
-            }
-        )
+        self.tables['sample'] += samples
+        self.put(
+            'scene', log_token=self.token('log'), nbr_samples=frames, first_sample_token=samples[0]['token'],
+            last_sample_token=samples[-1]['token'], name=self.name, description=f'synthetic street, seed {self.recipe.seed}',
+        )  # fmt: skip
+        place = location(self.recipe, self.index)
+        logfile = self.recipe.logfile(self.index)
+        self.put('log', logfile=logfile, vehicle='geomim', date_captured=_DAY, location=place)
+        filename = f'maps/{self.token("map")}.png'
+        self.put('map', log_tokens=[self.token('log')], category='semantic_prior', filename=filename)
 
     def _calibration(self) -> None:
         rig = self.recipe.build_rig()
         mounts = {camera.name: (camera.cam2ego, camera.intrinsics.tolist()) for camera in rig.cameras}
         mounts[LIDAR] = (rig.lidar.lidar2ego, [])
         for channel, (sensor2ego, intrinsics) in mounts.items():
-            self.tables['calibrated_sensor'].append(
-                {
-                    'token': self.token('calibrated_sensor', channel),
-                    'sensor_token': self.recipe.token('sensor', channel),
-                    'translation': sensor2ego[:3, 3].tolist(),
-                    'rotation': list(quaternion_of(sensor2ego[:3, :3])),
-                    'camera_intrinsic': intrinsics,
-                }
-            )
+            self.put(
+                'calibrated_sensor', channel, sensor_token=self.recipe.token('sensor', channel),
+                translation=sensor2ego[:3, 3].tolist(), rotation=list(quaternion_of(sensor2ego[:3, :3])),
+                camera_intrinsic=intrinsics,
+            )  # fmt: skip
 
     def _sensor_data(self, noted: Sequence[Row]) -> None:
         sizes = {camera.name: camera.size for camera in self.recipe.build_rig().cameras}
@@ -175,15 +156,11 @@ class _SceneRows:
             rows = [self._annotation(box, bodies[number]) for box in track[seen[0] : seen[-1] + 1]]
             _link(rows)
             self.tables['sample_annotation'] += rows
-            self.tables['instance'].append(
-                {
-                    'token': self.token('instance', number),
-                    'category_token': self.recipe.token('category', bodies[number].label),
-                    'nbr_annotations': len(rows),
-                    'first_annotation_token': rows[0]['token'],
-                    'last_annotation_token': rows[-1]['token'],
-                }
-            )
+            category, ends = self.recipe.token('category', bodies[number].label), (rows[0]['token'], rows[-1]['token'])
+            self.put(
+                'instance', number, category_token=category, nbr_annotations=len(rows), first_annotation_token=ends[0],
+                last_annotation_token=ends[1],
+            )  # fmt: skip
 
     def _annotation(self, box: Row, body: Any) -> Row:
         attributes = [self.recipe.token('attribute', body.attribute)] if body.attribute else []

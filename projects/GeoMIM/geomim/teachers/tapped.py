@@ -13,10 +13,11 @@ from typing import Any, Callable, Dict, List, Mapping, NoReturn, Optional, Seque
 import torch
 from torch import Tensor, nn
 
+from ..checkpoints.files import LoadReport
 from .base import BEVTeacher, GridLike, Points, TeacherRecord, record_for_range
 from .probe import measure_grid
 from .sparse_kernels import single_threaded, sparse_convolutions
-from .weights import TeacherLoadReport, load_teacher_weights
+from .weights import load_teacher_weights
 
 # The parts of mmdet3d's LiDAR detectors in the order in which points pass them
 LIDAR_PATHS: Tuple[Tuple[str, ...], ...] = (
@@ -214,7 +215,7 @@ class TappedTeacher(BEVTeacher):
         super().__init__()
         # Past nn.Module's own registration: see the docstring.
         object.__setattr__(self, '_tapped', tapped)
-        self.load_report: Optional[TeacherLoadReport] = None
+        self.load_report: Optional[LoadReport] = None
         if checkpoint is None:
             log(
                 f'The LiDAR teacher ({type(self.detector).__name__}) has no checkpoint: its weights are random. That is '
@@ -223,7 +224,7 @@ class TappedTeacher(BEVTeacher):
             )
         else:
             self.load_report = load_teacher_weights(self.detector, checkpoint, checkpoint_layout)
-            log(self.load_report.describe(), logging.INFO)
+            log(f'LiDAR teacher from {self.load_report.describe()}', logging.INFO)
         self.record = _record(tapped, grid, channels)
         self.train()
 

@@ -7,13 +7,12 @@ Roles are the parts of a LiDAR detector in the order in which points pass them; 
 from __future__ import annotations
 
 import pickle
-from dataclasses import dataclass
-from typing import Dict, List, Mapping, Tuple
+from typing import Dict, Mapping, Tuple
 
 from torch import Tensor, nn
 
 from ..atomic import PathLike
-from ..checkpoints.files import read_checkpoint, some, tensors_of
+from ..checkpoints.files import LoadReport, other_shapes, read_checkpoint, some, tensors_of
 from .sparse_kernels import reorder_kernels
 
 # Names in a file -> roles, by prefix; the first match counts. mmdet3d's checkpoints use the detector's own names.
@@ -32,32 +31,6 @@ LAYOUTS = ('auto', *ROLE_PREFIXES)
 _OPTIONAL = 'num_batches_tracked'
 
 
-@dataclass(frozen=True)
-class TeacherLoadReport:
-    """What a file gave to a teacher.
-
-    Args:
-        source: the file.
-        layout: how its names were read.
-        kernel_order: 'spconv1' or 'spconv2', the order of its sparse kernels.
-        taken: names of the detector's tensors that were loaded.
-        ignored: names of the file's tensors that lie behind the tap or belong to other parts.
-    """
-
-    source: str
-    layout: str
-    kernel_order: str
-    taken: Tuple[str, ...]
-    ignored: Tuple[str, ...]
-
-    def describe(self) -> str:
-        ignored = f', {len(self.ignored)} of other parts ignored ({some(self.ignored, 3)})' if self.ignored else ''
-        return (
-            f'LiDAR teacher from {self.source} ({self.layout} names, kernels in the order of {self.kernel_order}): '
-            f'{len(self.taken)} tensors taken{ignored}'
-        )
-
-
 def detect_layout(names: Mapping[str, Tensor]) -> str:
     """'mit' if any name carries that layout's prefixes, else 'mmdet3d'."""
     prefix = ROLE_PREFIXES['mit'][0][0]
@@ -73,7 +46,7 @@ def rename(tensors: Mapping[str, Tensor], layout: str, prefix: str) -> Dict[str,
     return renamed
 
 
-def load_teacher_weights(detector: nn.Module, path: PathLike, layout: str = 'auto') -> TeacherLoadReport:
+def load_teacher_weights(detector: nn.Module, path: PathLike, layout: str = 'auto') -> LoadReport:
     """Load every tensor of ``detector`` (already cut off behind its tap) from a checkpoint file.
 
     Args:
@@ -96,13 +69,15 @@ def load_teacher_weights(detector: nn.Module, path: PathLike, layout: str = 'aut
     _check_names(needed, renamed, source, layout)
     chosen = {name: renamed[name] for name in needed if name in renamed}
     chosen, order = reorder_kernels(chosen, detector, source, _USUAL_ORDER[layout])
-    _check_shapes(needed, chosen, source)
+    wrong = other_shapes(needed, chosen)
+    if wrong:
+        raise ValueError(f'{source} is of another architecture: {len(wrong)} tensors differ in shape: {some(wrong)}')
     # The detector's own dictionary brings the version metadata, without which mmdet3d would turn the kernels once more.
     for name, value in chosen.items():
         needed[name] = value
     detector.load_state_dict(needed, strict=True)
     ignored = tuple(sorted(name for name in renamed if name not in needed))
-    return TeacherLoadReport(source, layout, order, tuple(chosen), ignored)
+    return LoadReport(source, layout, tuple(chosen), unused=ignored, kernel_order=order)
 
 
 def _read(path: PathLike) -> Dict[str, Tensor]:
@@ -133,16 +108,4 @@ def _check_names(needed: Mapping[str, Tensor], found: Mapping[str, Tensor], sour
         raise ValueError(
             f'{source} ({layout} names) is of another architecture: the teacher has no place for {len(strange)} '
             f'tensors of its own parts: {some(strange)}'
-        )
-
-
-def _check_shapes(needed: Mapping[str, Tensor], chosen: Mapping[str, Tensor], source: str) -> None:
-    wrong: List[str] = [
-        f'{name} {tuple(value.shape)} instead of {tuple(needed[name].shape)}'
-        for name, value in chosen.items()
-        if value.shape != needed[name].shape
-    ]
-    if wrong:
-        raise ValueError(
-            f'{source} is of another architecture: {len(wrong)} tensors differ in shape: {some(tuple(wrong))}'
         )

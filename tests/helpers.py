@@ -1,0 +1,50 @@
+"""What tests of several rooms do alike, beside the fixtures: programs in processes of their own, worlds by links, equal weights."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, Mapping, Optional, Sequence
+
+import torch
+from torch import Tensor
+
+
+def run_quietly(
+    arguments: Sequence[Any], cwd: Optional[Path] = None, status: int = 0, **environment: str
+) -> subprocess.CompletedProcess:
+    """A Python program on one thread; what it says is shown if it ends otherwise than with ``status``."""
+    variables = {**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONWARNINGS': 'ignore', **environment}
+    command = [sys.executable, *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, env=variables, cwd=cwd)
+    assert done.returncode == status, done.stderr[-4000:]
+    return done
+
+
+def linked_world(world: Path, root: Path) -> Path:
+    """A world by links, to which files may be added."""
+    root.mkdir(parents=True)
+    for entry in world.iterdir():
+        (root / entry.name).symlink_to(entry)
+    return root
+
+
+def assert_same_tensors(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> None:
+    """The same names, types and bits."""
+    assert sorted(ours) == sorted(theirs)
+    for name, value in ours.items():
+        assert value.dtype == theirs[name].dtype, name
+        assert torch.equal(value, theirs[name]), name
+
+
+def assert_close_with_gradients(
+    ours: Tensor, theirs: Tensor, wanted: Sequence[Tensor], weight: Optional[Tensor] = None
+) -> None:
+    """Two computations give the same, and pass the same gradients to ``wanted``, all outputs weighted by chance or as given."""
+    weight = torch.randn_like(ours) if weight is None else weight
+    torch.testing.assert_close(ours * (weight != 0), theirs * (weight != 0))
+    graphs = ((value * weight).sum() for value in (ours, theirs))
+    for a, b in zip(*(torch.autograd.grad(graph, wanted, retain_graph=True) for graph in graphs)):
+        torch.testing.assert_close(a, b)
