@@ -7,12 +7,11 @@ Batch norms stand in evaluation mode, for their batch statistics would rightly d
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import sys
-from pathlib import Path
 
 import torch
+from micro import micro_config  # beside this script
 from mmengine.dist import get_rank, get_world_size, init_dist
 from mmengine.model import MMDistributedDataParallel
 from mmengine.registry import DATASETS, MODELS, init_default_scope
@@ -20,10 +19,7 @@ from mmengine.registry import DATASETS, MODELS, init_default_scope
 
 def main() -> None:
     data_root, prefix = sys.argv[1:]
-    spec = importlib.util.spec_from_file_location('geomim_micro', Path(__file__).with_name('micro.py'))
-    micro = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(micro)
-    config = micro.micro_config('/nowhere', data_root)
+    config = micro_config('/nowhere', data_root)
     init_default_scope('mmdet3d')
     if 'RANK' in os.environ:
         init_dist('pytorch', backend='nccl')  # the adapter turns it into gloo where there is no GPU
