@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib
 from pathlib import Path
+from typing import Any, Tuple
 
 VERSIONS = ('v1.0-trainval', 'v1.0-mini')
 # what --for names -> the module of the room `nuscenes` and its function
@@ -35,7 +36,7 @@ def run(arguments: argparse.Namespace) -> int:
         make = getattr(importlib.import_module(f'..nuscenes.{module}', __package__), name)
     except ImportError as error:
         raise ValueError(f"{error}; info files need mmdet3d: pip install 'geomim[mmdet3d]'") from error
-    options = (arguments.out, arguments.version, arguments.force)
+    options: Tuple[Any, ...] = (arguments.out, arguments.version, arguments.force)
     if arguments.kind == 'waymo':  # made of the other info files, beside them
         if any(options):
             raise ValueError('--for waymo takes ROOT alone: the files are made beside the info files that it reads')

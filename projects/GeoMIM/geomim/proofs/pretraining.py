@@ -5,7 +5,7 @@ The file's own configuration decides every size: any number of cameras, samples,
 
 from __future__ import annotations
 
-from typing import Dict, List
+from typing import Any, Dict, List
 
 import torch
 from torch import Tensor
@@ -33,7 +33,7 @@ def _swin_config(entry: Dict) -> SwinConfig:
     return SwinConfig(**{name: _tuple(entry[name]) for name in known if name in entry})
 
 
-def _tuple(value: object) -> object:
+def _tuple(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
@@ -49,9 +49,8 @@ def _decoder_config(entry: Dict, fusion_window: int) -> DecoderConfig:
 
 def _pretrain_config(config: Dict) -> GeoMIMConfig:
     view, target = config['view_transform'], config['target']
-    grid = BEVGrid(
-        *(tuple(view[name]) for name in ('xbound', 'ybound', 'zbound')), axis_order=config.get('axis_order', 'xy')
-    )
+    x_bound, y_bound, z_bound = (tuple(view[name]) for name in ('xbound', 'ybound', 'zbound'))
+    grid = BEVGrid(x_bound, y_bound, z_bound, config.get('axis_order', 'xy'))
     return GeoMIMConfig(
         encoder=_swin_config(config['encoder']),
         decoder=_decoder_config(config['decoder'], config['encoder'].get('fusion_window_size', 7)),

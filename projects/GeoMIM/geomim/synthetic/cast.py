@@ -7,7 +7,7 @@ sensor's origin and in float32, whatever the world's size. Lengths are metres.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Iterator, List, Optional, Sequence, Tuple
+from typing import Any, Iterator, List, Optional, Sequence, Tuple
 
 import numpy as np
 
@@ -219,7 +219,8 @@ def _meet_slabs(
     axes: Sequence[int], half: np.ndarray, start: np.ndarray, inverse: np.ndarray
 ) -> Tuple[np.ndarray, np.ndarray]:
     """Where rays enter and leave what lies between -half and half (K, 3) on all of the axes; (K, M) each."""
-    enter = leave = None
+    enter: Any = None
+    leave: Any = None
     for axis in axes:
         one = (-half[:, axis] - start[:, axis])[:, None] * inverse[axis]
         other = (half[:, axis] - start[:, axis])[:, None] * inverse[axis]

@@ -199,8 +199,8 @@ def _boxes(
     """Every road user near the ego vehicle: its box, and how much of it the sensors see."""
     ego = scene.ego2world(time)[:3, 3]
     count = len(scene.bodies)
-    alone = sum(view.hits.alone for view in views)
-    seen = sum(view.hits.seen(view.frozen.owner, count) for view in views)
+    alone = np.sum([view.hits.alone for view in views], axis=0)
+    seen = np.sum([view.hits.seen(view.frozen.owner, count) for view in views], axis=0)
     local = cloud.points[:, :3].T.astype(np.float64)
     points = PointIndex((rotate(cloud.lidar2world[:3, :3], local) + cloud.lidar2world[:3, 3:]).T)
     boxes = []

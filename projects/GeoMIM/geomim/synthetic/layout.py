@@ -143,7 +143,7 @@ def _object(random: np.random.Generator, name: str, strip: _Strip, s: float, tur
         np.clip(np.array(paints[random.integers(len(paints))]) + random.normal(0, 0.03, 3), 0.02, 1).tolist()
     )
     d = strip.d + random.uniform(-strip.wiggle, strip.wiggle)
-    size_ = tuple(float(value) for value in size)
+    size_ = (float(size[0]), float(size[1]), float(size[2]))
     solids = make.build_object(name, size_, colour, ridden)
     return Body(
         solids,
@@ -260,7 +260,7 @@ def _scenery(
         turn: float = 0.0,
         base: float = KERB_HEIGHT,
     ) -> None:
-        bodies.append(Body(solids, tuple(float(value) for value in size), label, s, d, turn, 0.0, base))
+        bodies.append(Body(solids, (float(size[0]), float(size[1]), float(size[2])), label, s, d, turn, 0.0, base))
 
     for side, verge in verges.items():
         s = start

@@ -79,7 +79,9 @@ class _Map:
         for d in outer:
             line = self.line(self.edge(self.whole, d))
             self.add('lane_divider', line_token=line, lane_divider_segments=self.segments(self.edge(self.whole, d)))
-        connectivity = {lane['token']: {'incoming': [], 'outgoing': []} for lane in self.layers['lane']}
+        connectivity: Dict[str, Dict[str, List[str]]] = {
+            lane['token']: {'incoming': [], 'outgoing': []} for lane in self.layers['lane']
+        }
         head = {'version': VERSION, 'canvas_edge': list(extent)}
         return {**head, **self.layers, 'arcline_path_3': {}, 'connectivity': connectivity}
 
@@ -128,7 +130,7 @@ class _Map:
         """Tokens of the nodes at d, which all that lies along it shares."""
         key = (*along, d)
         if key not in self.edges:
-            x, y, _ = self.road.place(self.steps(*along), np.float64(d))
+            x, y, _ = self.road.place(self.steps(*along), d)
             placed = (self.world2global[:2, :2] @ np.stack([x, y])).T + self.world2global[:2, 3]
             self.edges[key] = [self.add('node', x=float(a), y=float(b)) for a, b in placed]
         return self.edges[key]

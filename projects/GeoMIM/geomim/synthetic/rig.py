@@ -76,7 +76,7 @@ def quaternion_of(rotation: np.ndarray) -> Tuple[float, float, float, float]:
         q[0], q[1 + i] = m[n, j] - m[j, n], 1 + 2 * m[i, i] - trace
         q[1 + j], q[1 + n] = m[j, i] + m[i, j], m[n, i] + m[i, n]
     q = q / np.linalg.norm(q) * (1 if q[0] >= 0 else -1)
-    return tuple(float(value) for value in q)
+    return float(q[0]), float(q[1]), float(q[2]), float(q[3])
 
 
 def pose(quaternion: Any, translation: Any) -> np.ndarray:

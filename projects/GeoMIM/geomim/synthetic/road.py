@@ -7,7 +7,7 @@ starts at the origin along x. The carriageway is at z = 0, everything beyond the
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Tuple
+from typing import Tuple, Union
 
 import numpy as np
 
@@ -16,6 +16,8 @@ PARKING = 3.5  # width of the strip between lane and kerb where cars park
 KERB_HEIGHT = 0.15
 SIDEWALK = 3.5  # width of each of the two sidewalks; beyond them lies terrain
 MIN_CURVATURE = 1e-5  # 1/m; straighter than this looks straight and computes badly
+
+Coordinate = Union[float, np.ndarray]  # metres along or across the street
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,7 @@ class Road:
         sign = -1.0 if self.curvature < 0 else 1.0
         return sign, 1.0 / max(abs(self.curvature), MIN_CURVATURE)
 
-    def place(self, s: np.ndarray, d: np.ndarray) -> Tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def place(self, s: Coordinate, d: Coordinate) -> Tuple[np.ndarray, np.ndarray, np.ndarray]:
         """(s, d) -> x, y, heading of the street there (radians)."""
         sign, radius = self._signed_radius()
         angle = np.asarray(s) / radius

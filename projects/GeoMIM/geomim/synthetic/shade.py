@@ -51,7 +51,7 @@ def shadow_map(frozen: Frozen, light: Light, origin: np.ndarray) -> np.ndarray:
     near = (pixels > -200).all(axis=(1, 2)) & (pixels < cells + 200).all(axis=(1, 2))
     for body in np.nonzero(near)[0]:
         hull = cv2.convexHull(np.round(pixels[body] * 16).astype(np.int32))
-        cv2.fillConvexPoly(image, hull, 255, lineType=cv2.LINE_8, shift=4)
+        cv2.fillConvexPoly(image, hull, (255,), lineType=cv2.LINE_8, shift=4)
     return image
 
 
@@ -75,7 +75,9 @@ def _ground(scene: Scene, tile: np.ndarray, points: np.ndarray) -> np.ndarray:
     slabs = np.where(apart < kerb + 0.2, 0.58, np.where(joints, 0.32, 0.45)) + 0.02 * rough
     grass = np.array([0.20, 0.30, 0.12], dtype=np.float32)[:, None] * (1 + 0.22 * rough)
     return np.where(
-        apart < kerb, albedo, np.where(apart < scene.road.sidewalk, slabs * np.float32([[1.0], [0.97], [0.92]]), grass)
+        apart < kerb,
+        albedo,
+        np.where(apart < scene.road.sidewalk, slabs * np.array([[1.0], [0.97], [0.92]], dtype=np.float32), grass),
     )
 
 
@@ -129,7 +131,11 @@ class _Surfaces:
         for look, (where, paint) in tests.items():
             colour = np.where((self.look == look) & where, np.array(paint, dtype=np.float32)[:, None], colour)
         lamps = (self.look == BODYWORK) & (self.face == 0) & (np.abs(unit[1]) > 0.6) & (unit[2] > 0.1)
-        lamp = np.where(unit[0] > 0, np.float32([[0.95], [0.95], [0.85]]), np.float32([[0.7], [0.03], [0.03]]))
+        lamp = np.where(
+            unit[0] > 0,
+            np.array([[0.95], [0.95], [0.85]], dtype=np.float32),
+            np.array([[0.7], [0.03], [0.03]], dtype=np.float32),
+        )
         colour = np.where(lamps, lamp, colour)
         return np.where(self.look == LEAVES, self.colour * (1 + 0.32 * rough), colour)
 

@@ -6,12 +6,13 @@ Body frame: x along the body's length (ahead), y to the left, z up from the grou
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Dict, List, Sequence, Tuple, Union
+from typing import Any, Dict, List, Sequence, Tuple, Union, cast
 
 import numpy as np
 
 BOX, CYLINDER, ELLIPSOID, WHEEL = range(4)  # a cylinder's axis is vertical, a wheel's lies along y
 Colour = Tuple[float, float, float]  # RGB, 0 to 1
+Vector = Tuple[float, float, float]  # metres
 Span = Union[float, Sequence[float]]  # metres along an axis
 
 # what a surface looks like, beside its colour; see shade.py
@@ -55,19 +56,19 @@ def group_by_kind(solids: Sequence[Solid]) -> Tuple[Group, ...]:
     return tuple(groups)
 
 
-def _box(x: Span, y: Span, z: Span, colour: Colour, **more) -> Solid:
+def _box(x: Span, y: Span, z: Span, colour: Colour, **more: Any) -> Solid:
     """From its two faces along each axis; one number stands for both sides of 0."""
     spans = [(-span, span) if isinstance(span, float) else span for span in (x, y, z)]
-    centre, half = ([(a + s * b) / 2 for b, a in spans] for s in (1, -1))
-    return Solid(BOX, tuple(centre), tuple(half), colour, **more)
+    centre, half = (tuple((a + s * b) / 2 for b, a in spans) for s in (1, -1))
+    return Solid(BOX, cast(Vector, centre), cast(Vector, half), colour, **more)
 
 
-def _upright(x: float, y: float, z: Sequence[float], radius: float, colour: Colour, **more) -> Solid:
+def _upright(x: float, y: float, z: Sequence[float], radius: float, colour: Colour, **more: Any) -> Solid:
     """A vertical cylinder."""
     return Solid(CYLINDER, (x, y, (z[0] + z[1]) / 2), (radius, radius, (z[1] - z[0]) / 2), colour, **more)
 
 
-def _wheel(x: float, y: Sequence[float], radius: float, **more) -> Solid:
+def _wheel(x: float, y: Sequence[float], radius: float, **more: Any) -> Solid:
     return Solid(WHEEL, (x, (y[0] + y[1]) / 2, radius), (radius, (y[1] - y[0]) / 2, radius), RUBBER, **more)
 
 
