@@ -31,7 +31,7 @@ def swin_layer(name: str, depths: Sequence[int]) -> Optional[int]:
 
 @dataclass(frozen=True)
 class LayerDecay:
-    """One parameter group a layer and kind: learning rate ``lr * decay_rate ** (last layer - layer)``.
+    """One parameter group per layer and kind: learning rate ``lr * decay_rate ** (last layer - layer)``.
 
     Vectors and biases get no weight decay, everything else does, position embedding and bias tables included, as in
     the published runs.
@@ -102,7 +102,7 @@ class LayerDecay:
         return [groups[key] for key in sorted(groups)]
 
     def _swin(self, model: nn.Module) -> Tuple[str, List[int]]:
-        """Prefix of the Swin's parameters, and its blocks a stage."""
+        """Prefix of the Swin's parameters, and its blocks per stage."""
         children = dict(model.named_children())
         name = next((name for name in ((self.backbone,) if self.backbone else _BACKBONES) if name in children), None)
         stages = getattr(children[name], 'stages', None) if name else None
