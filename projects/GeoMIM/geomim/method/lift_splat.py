@@ -84,10 +84,13 @@ def frustum_points(pixels: Tensor, depths: Tensor, rig: CameraRig) -> Tensor:
     dtype = pixels.dtype
     cam2bev, bev_aug = rig.cam2bev.to(dtype), rig.bev_aug.to(dtype)
     with full_precision(pixels):
+        # directions (u, v, 1) of a pixel, one metre deep: camera, then the grid's frame, then its augmentation
         rotation = cam2bev[..., :3, :3] @ inverse(rig.intrinsics.to(dtype))
         rays = torch.einsum('bnij,bnhwj->bnhwi', rotation, pixel_rays(pixels, rig))
         rays = torch.einsum('bij,bnhwj->bnhwi', bev_aug[:, :3, :3], rays)
+        # where the cameras stand (B, N, 3), moved alike
         origin = torch.einsum('bij,bnj->bni', bev_aug[:, :3, :3], cam2bev[..., :3, 3]) + bev_aug[:, None, :3, 3]
+    # the frustum is straight: D depths along each ray
     return origin[:, :, None, None, None] + rays[..., None, :] * depths[:, None]
 
 
@@ -103,9 +106,11 @@ def cell_index(points: Tensor, grid: BEVGrid, lower: Tensor, step: Tensor) -> Te
         (B * N * h * w, D) int64: counted by sample, z, then the two axes of the grid's order; -1 off the grid. Coordinates are truncated
         towards zero, not floored, as in the reference.
     """
+    # .long() truncates: points up to one step below the lower bound count to the first cell, as in the reference
     x, y, z = ((points - lower) / step).long().unbind(dim=-1)
     inside = (x >= 0) & (x < grid.num_x) & (y >= 0) & (y < grid.num_y) & (z >= 0) & (z < grid.num_z)
     first, second = (x, y) if grid.axis_order == 'xy' else (y, x)
+    # one row-major number over (B, Z, first, second)
     sample = torch.arange(points.shape[0], device=points.device).view(-1, 1, 1, 1, 1)
     cell = ((sample * grid.num_z + z) * grid.shape[0] + first) * grid.shape[1] + second
     return torch.where(inside, cell, -torch.ones_like(cell)).flatten(0, 3)

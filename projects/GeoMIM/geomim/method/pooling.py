@@ -39,9 +39,11 @@ class PoolPlan:
     def build(cls, cells: Tensor, num_cells: int) -> PoolPlan:
         """Plan for ``cells`` (M, D) int64 in [0, num_cells), or negative off the grid."""
         flat = cells.reshape(-1)
+        # points off the grid are spread over spare bags behind the cells: one bag of them all would be slow to sum
         spare = flat.numel() // _SPARE_BAG + 1
         off_grid = num_cells + torch.arange(flat.numel(), device=flat.device) % spare
         ranked, point = torch.sort(torch.where(flat >= 0, flat, off_grid))
+        # a bag begins where the sorted cells (P,) reach its number; an empty one begins where the next does
         bags = torch.arange(num_cells + spare, device=flat.device)
         return cls(cells, point, torch.searchsorted(ranked, bags), num_cells)
 
@@ -53,6 +55,7 @@ class _BagPool(torch.autograd.Function):
     def forward(ctx: Any, depth: Tensor, context: Tensor, plan: PoolPlan) -> Tensor:
         ctx.save_for_backward(depth, context)
         ctx.plan = plan
+        # point p is depth bin p % D of context row p // D
         rows = torch.div(plan.point, depth.shape[1], rounding_mode='floor')
         weights = depth.reshape(-1)[plan.point]
         pooled = F.embedding_bag(rows, context, plan.offset, mode='sum', per_sample_weights=weights)
@@ -66,9 +69,11 @@ class _BagPool(torch.autograd.Function):
         on_grid = cells >= 0
         with torch.enable_grad():
             weights = torch.where(on_grid, depth.detach(), torch.zeros_like(depth)).requires_grad_()
+            # the gradient of context row m: the sum over its D points of depth * gradient of their cells
             # torch 1.10 fails an internal assertion when only the weights want a gradient; that of the rows is never computed.
             rows = grad.detach().contiguous().requires_grad_()
             grad_context = F.embedding_bag(cells.clamp(min=0), rows, mode='sum', per_sample_weights=weights)
+            # and that of the depth: the scalar product of the context row with the gradient of its point's cell
             (grad_weights,) = torch.autograd.grad(grad_context, weights, context)
         return torch.where(on_grid, grad_weights, torch.zeros_like(depth)), grad_context.detach(), None
 
