@@ -9,6 +9,7 @@ from .decoder import DecoderConfig
 from .depth import DepthBins
 from .grid import BEVGrid
 from .lift_splat import ViewTransformConfig
+from .masked_encoder import EncoderSpec
 from .pretrainer import GeoMIMConfig
 from .swin import SwinConfig
 from .target import TargetConfig
@@ -63,7 +64,7 @@ def view_transform_config(entries: Mapping[str, Any]) -> ViewTransformConfig:
 
 
 def config_from_dict(student: Mapping[str, Any]) -> GeoMIMConfig:
-    """The record of a nested dictionary with the entries ``encoder``, ``decoder``, ``view_transform``, ``target`` and the plain fields of
+    """The record of a nested dictionary with the entries ``encoder`` (a Swin's sizes, or any :class:`.masked_encoder.EncoderSpec`), ``decoder``, ``view_transform``, ``target`` and the plain fields of
     :class:`geomim.GeoMIMConfig`.
 
     Raises:
@@ -72,8 +73,9 @@ def config_from_dict(student: Mapping[str, Any]) -> GeoMIMConfig:
     plain: Dict[str, Any] = {
         name: value for name, value in student.items() if name not in ('encoder', 'decoder', 'view_transform', 'target')
     }
+    encoder = student.get('encoder', {})
     parts = {
-        'encoder': swin_config(student.get('encoder', {})),
+        'encoder': encoder if isinstance(encoder, EncoderSpec) else swin_config(encoder),
         'decoder': _record(DecoderConfig, student.get('decoder', {}), 'student.decoder'),
         'view_transform': view_transform_config(student.get('view_transform', {})),
         'target': _record(TargetConfig, student.get('target', {}), 'student.target'),

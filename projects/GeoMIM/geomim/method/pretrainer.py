@@ -17,7 +17,8 @@ from .decoder import Decoder, DecoderConfig, StageFusion
 from .depth import depth_labels, depth_loss
 from .lift_splat import ViewTransform, ViewTransformConfig
 from .masking import MASK_CELL, check_masks, complementary_masks, mask_grid_size
-from .swin import SwinConfig, SwinEncoder
+from .masked_encoder import EncoderSpec
+from .swin import SwinConfig
 from .target import TargetConfig, at_least_float32, normalise_patches, reconstruction_loss
 
 
@@ -26,7 +27,8 @@ class GeoMIMConfig:
     """Everything that decides a pretraining model's parameters and arithmetic; the defaults are the paper's Swin-B.
 
     Args:
-        encoder, decoder, view_transform, target: sizes of the parts.
+        encoder: which encoder, a :class:`geomim.SwinConfig` or a :class:`geomim.method.masked_encoder.BackboneSpec`.
+        decoder, view_transform, target: sizes of the parts.
         copies: K; each copy keeps 1 / K of the mask cells.
         depth_loss_weight: factor of the depth loss.
         activation_checkpointing: recompute transformer blocks in the backward (less memory, more time).
@@ -35,7 +37,7 @@ class GeoMIMConfig:
             then spent on what the images show. Not for BEV flips, rotations or scales, which move that part.
     """
 
-    encoder: SwinConfig = field(default_factory=SwinConfig)
+    encoder: EncoderSpec = field(default_factory=SwinConfig)
     decoder: DecoderConfig = field(default_factory=DecoderConfig)
     view_transform: ViewTransformConfig = field(default_factory=ViewTransformConfig)
     target: TargetConfig = field(default_factory=TargetConfig)
@@ -45,12 +47,7 @@ class GeoMIMConfig:
     static_map: bool = False
 
     def __post_init__(self) -> None:
-        stages = len(self.encoder.depths)
-        if self.encoder.out_indices[-2:] != (stages - 2, stages - 1):
-            raise ValueError(
-                f'pretraining fuses the last two stages: out_indices must end with {(stages - 2, stages - 1)}, '
-                f'got {self.encoder.out_indices}'
-            )
+        self.encoder.check()
         mask_grid_size(self.view_transform.image_size, MASK_CELL, self.copies)
 
 
@@ -87,8 +84,8 @@ class GeoMIM(nn.Module):
         super().__init__()
         self.config = config = config or GeoMIMConfig()
         recompute = config.activation_checkpointing
-        self.encoder = SwinEncoder(config.encoder, recompute)
-        self.fusion = StageFusion(config.encoder, config.decoder)
+        self.encoder = config.encoder.build(recompute)
+        self.fusion = StageFusion(self.encoder, config.decoder)
         self.decoder = Decoder(config.decoder, recompute)
         self.view_transform = ViewTransform(config.decoder.dim, config.view_transform)
         self.head = nn.Conv2d(config.view_transform.channels, config.target.channels, 1)
@@ -105,8 +102,7 @@ class GeoMIM(nn.Module):
 
     def encode(self, images: Tensor, masks: Tensor) -> Tensor:
         """images (B * N, 3, H, W) -> fused tokens (B * N, h, w, C)."""
-        fine, coarse = self.encoder(images, masks)[-2:]
-        return self.fusion(fine.permute(0, 2, 3, 1), coarse.permute(0, 2, 3, 1), masks)
+        return self.fusion(self.encoder(images, masks), masks)
 
     def decode(self, tokens: Tensor, rig: CameraRig, masks: Tensor) -> Tuple[Tensor, Tensor]:
         """-> semantic and geometry maps (K * B * N, C, h, w), copy-major."""
