@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Mapping, Optional, Sequence
 
 import torch
@@ -21,6 +22,14 @@ def run_quietly(
     done = subprocess.run(command, capture_output=True, text=True, env=variables, cwd=cwd)
     assert done.returncode == status, done.stderr[-4000:]
     return done
+
+
+def let_timm_import() -> None:
+    """timm imports torchvision, whose operators are compiled for CUDA and fail beside a CPU build of torch; timm needs none."""
+    try:
+        import torchvision  # noqa: F401
+    except (ImportError, RuntimeError):
+        sys.modules['torchvision._meta_registrations'] = ModuleType('torchvision._meta_registrations')
 
 
 def linked_world(world: Path, root: Path) -> Path:

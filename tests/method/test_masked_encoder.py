@@ -25,7 +25,9 @@ class Residual(nn.Module):
         for index, width in enumerate((8, 12, 16, 24)):
             before = 8 if index == 0 else (8, 12, 16)[index - 1]
             first = nn.Conv2d(before, width, 3, stride=1 if index == 0 else 2, padding=1)
-            self.add_module(f'layer{index + 1}', nn.Sequential(first, norm(width), nn.ReLU(), nn.Conv2d(width, width, 1)))
+            self.add_module(
+                f'layer{index + 1}', nn.Sequential(first, norm(width), nn.ReLU(), nn.Conv2d(width, width, 1))
+            )
 
     def forward(self, x: Tensor) -> Tuple[Tensor, ...]:
         x = self.maxpool(self.relu(self.norm1(self.conv1(x))))
@@ -179,7 +181,7 @@ def test_pretraining_trains_every_parameter(
     """One step of the whole student on five cameras, three copies."""
     config = make_config(encoder=spec, copies=3)
     student = GeoMIM(config)
-    result = student(**make_inputs(config, make_rig(num_cams=5), copies=3))
+    result = student(**make_inputs(config, make_rig(cams=5), copies=3))
     (result.reconstruction_loss + result.depth_loss).backward()
     unused = [name for name, parameter in student.named_parameters() if parameter.grad is None]
     # the stage behind stride 16 and the first map's are there, and not asked for
@@ -193,7 +195,8 @@ def test_building_leaves_random_state_and_modes_alone() -> None:
     statistics = copy.deepcopy(backbone.norm1.state_dict())
     encoder = MaskedPasses(backbone)
     assert torch.equal(before, torch.get_rng_state())
-    assert backbone.training and not backbone.layer1.training
+    assert backbone.training
+    assert not backbone.layer1.training
     assert all(torch.equal(value, statistics[name]) for name, value in backbone.norm1.state_dict().items())
     assert encoder.training
 
@@ -220,7 +223,10 @@ class Failing(Residual):
 @pytest.mark.parametrize(
     ('backbone', 'message'),
     [
-        (lambda: Residual(outputs=(1, 3)), r'needs a map of stride 16 .* give maps \(C x h x w\) 12 x 8 x 12, 24 x 2 x 3'),
+        (
+            lambda: Residual(outputs=(1, 3)),
+            r'needs a map of stride 16 .* give maps \(C x h x w\) 12 x 8 x 12, 24 x 2 x 3',
+        ),
         (lambda: nn.Flatten(), r'needs a map of stride 16 .* maps \(C x h x w\) none'),
         (BatchWide, r'student.encoder net, map of stride 16: the features of .* depend on'),
         (Attending, r'student.encoder net, map of stride 16: the features of .* depend on'),

@@ -44,7 +44,7 @@ class TimmBackbone(nn.Module):
                 f"timm {name}: init_cfg must be dict(type='Pretrained', checkpoint=FILE), got {dict(init_cfg)}"
             )
         self.name, self.weights = name, init_cfg['checkpoint'] if init_cfg else pretrained
-        self.model = _create(name, self.weights is True, options)
+        self.model: Any = _create(name, self.weights is True, options)
         self.is_vit = plain_vit(self.model) is not None
         self.indices = self._indices_of(strides)
         if with_cp:
@@ -94,7 +94,7 @@ class TimmBackbone(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 
-def _create(name: str, download: bool, options: Dict[str, Any]) -> nn.Module:
+def _create(name: str, download: bool, options: Dict[str, Any]) -> Any:
     try:
         import timm
     except ImportError as error:
@@ -106,7 +106,7 @@ def _create(name: str, download: bool, options: Dict[str, Any]) -> nn.Module:
         raise ValueError(f'timm {timm.__version__} knows no network {name!r}; similar are {", ".join(alike) or "none"}')
     if timm.models.model_entrypoint(name).__module__.endswith(('vision_transformer', 'eva')):
         options = {'dynamic_img_size': True, 'global_pool': '', **options}
-    model: nn.Module = timm.create_model(name, pretrained=download, num_classes=0, **options)
+    model = timm.create_model(name, pretrained=download, num_classes=0, **options)
     if not hasattr(model, 'forward_intermediates'):
         raise ValueError(f'timm {name}: this kind of network gives no maps of its stages')
     return model

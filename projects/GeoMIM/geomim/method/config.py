@@ -64,7 +64,8 @@ def view_transform_config(entries: Mapping[str, Any]) -> ViewTransformConfig:
 
 
 def config_from_dict(student: Mapping[str, Any]) -> GeoMIMConfig:
-    """The record of a nested dictionary with the entries ``encoder`` (a Swin's sizes, or any :class:`.masked_encoder.EncoderSpec`), ``decoder``, ``view_transform``, ``target`` and the plain fields of
+    """The record of a nested dictionary with the entries ``encoder`` (a Swin's sizes, or any
+    :class:`geomim.method.masked_encoder.EncoderSpec`), ``decoder``, ``view_transform``, ``target`` and the plain fields of
     :class:`geomim.GeoMIMConfig`.
 
     Raises:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
 import torch
@@ -26,8 +27,9 @@ PROBE_SIZE = (2 * MASK_CELL, 3 * MASK_CELL)
 
 class MaskedEncoder(nn.Module):
     """The protocol: ``strides`` and ``channels`` of the maps, finest first; ``num_heads`` and ``mlp_ratio`` of the block that
-    smooths their fusion."""
+    smooths their fusion; ``name``, how messages and files call it."""
 
+    name: str
     strides: Tuple[int, ...]
     channels: Tuple[int, ...]
     num_heads: int
@@ -142,7 +144,7 @@ class _Evaluated:
 
 
 class _OfBackbone(MaskedEncoder):
-    """An encoder around a backbone; ``backbone`` keeps its own parameter names. ``name`` is that of exported files."""
+    """An encoder around a backbone; ``backbone`` keeps its own parameter names."""
 
     def __init__(self, backbone: nn.Module, name: str) -> None:
         super().__init__()
@@ -321,13 +323,9 @@ class MaskedTokens(_OfBackbone):
             options: Dict[str, Any] = {'attn_mask': allowed}
             if rope is not None:
                 options['rope'] = rope[index] if getattr(vit, 'rope_mixed', False) else rope
-            tokens = run_checkpointed(self.activation_checkpointing, _with(block, options), tokens)
+            tokens = run_checkpointed(self.activation_checkpointing, partial(block, **options), tokens)
         tokens = vit.norm(tokens)[:, copies * prefix :]
         return (tokens.transpose(1, 2).reshape(len(images), -1, *grid),)
-
-
-def _with(block: nn.Module, options: Dict[str, Any]) -> Callable[[Tensor], Tensor]:
-    return lambda tokens: block(tokens, **options)
 
 
 def _rope_with_unrotated(rope: Tensor, tokens: int) -> Tensor:

@@ -16,8 +16,8 @@ from .camera import CameraRig
 from .decoder import Decoder, DecoderConfig, StageFusion
 from .depth import depth_labels, depth_loss
 from .lift_splat import ViewTransform, ViewTransformConfig
-from .masking import MASK_CELL, check_masks, complementary_masks, mask_grid_size
 from .masked_encoder import EncoderSpec
+from .masking import MASK_CELL, check_masks, complementary_masks, mask_grid_size
 from .swin import SwinConfig
 from .target import TargetConfig, at_least_float32, normalise_patches, reconstruction_loss
 

@@ -240,6 +240,7 @@ class SwinEncoder(MaskedEncoder):
         activation_checkpointing: recompute each block in the backward instead of keeping its activations.
     """
 
+    name = 'swin'
     # for hosts that call these parts themselves
     patch_embed_type: Type[PatchEmbed] = PatchEmbed
     stage_type: Type[SwinStage] = SwinStage
