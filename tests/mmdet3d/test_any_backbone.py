@@ -12,8 +12,13 @@ import torch
 
 pytest.importorskip('mmdet3d')
 
+from mmengine.config import Config
+
+from geomim import CameraRig, GeoMIM
+from geomim.adapter.encoders import student_config
+
 from ..helpers import assert_same_tensors, let_timm_import, run_quietly
-from .micro import micro_config
+from .micro import CONFIGS, micro_config
 
 HERE = Path(__file__).resolve().parent
 ENCODERS: Dict[str, Dict[str, Any]] = {
@@ -45,7 +50,6 @@ def run(work_dir: Path, data: Path, encoder: Dict[str, Any], *options: Any, stat
 def test_pretrained_resumed_exported_and_loaded(name: str, small_world: Path, tmp_path: Path) -> None:
     """Killed and resumed bit for bit; the export loads by the host's own means, with nothing missing or left over, and the class
     gives the features of the student's encoder."""
-    from mmengine.config import Config
     from mmengine.registry import MODELS
     from mmengine.runner import load_checkpoint
 
@@ -96,3 +100,42 @@ def test_weights_that_the_config_names_start_the_backbone(small_world: Path, tmp
     config.model.student.encoder = dict(ENCODERS['resnet50'], init_cfg=pretrained)
     with pytest.raises(ValueError, match=r'donor.pth.*another architecture: .* layer1.0.conv1.weight'):
         MODELS.build(config.model).init_weights()
+
+
+FULL_SIZE = {'r50': (16, 32), 'r101': (16, 32), 'v2-99': (16, 32), 'convnext-s': (16, 32), 'vit-b-dinov3': (16,)}
+TINY = ('resnet', 'convnext', 'vit')
+
+
+def student_of(file: str) -> GeoMIM:
+    """The student of a pretraining configuration, on the meta device."""
+    from mmengine.registry import MODELS
+
+    student = Config.fromfile(CONFIGS / f'{file}.py', import_custom_modules=False).model.student
+    if student.encoder.type == 'timm':
+        let_timm_import()
+        pytest.importorskip('timm')
+    with torch.device('meta'):
+        return GeoMIM(student_config(student, MODELS.build))
+
+
+@pytest.mark.parametrize('name', sorted(FULL_SIZE))
+def test_a_step_at_full_size_clings_to_no_device(name: str) -> None:
+    """From images to the losses and every gradient, six cameras of 256 x 704."""
+    student = student_of(f'geomim_{name}_50e_nuscenes_256x704')
+    config = student.config
+    empty = lambda *shape: torch.empty(*shape, device='meta')  # noqa: E731
+    rig = CameraRig(empty(1, 6, 3, 3), *(empty(1, 6, 4, 4) for _ in range(3)), bev_aug=empty(1, 4, 4))
+    images, depth = empty(1, 6, 3, *config.view_transform.image_size), empty(1, 6, *config.view_transform.image_size)
+    target = empty(1, config.target.channels, *config.view_transform.output_grid.shape)
+    result = student(images, rig, target, depth, empty(2, 8, 22))
+    (result.reconstruction_loss + result.depth_loss).backward()
+    learning = {key: value for key, value in student.named_parameters() if value.requires_grad}
+    assert [key for key, value in learning.items() if value.grad is None] == []
+    assert student.encoder.strides == FULL_SIZE[name]
+
+
+@pytest.mark.parametrize('name', TINY)
+def test_the_tiny_students_are_of_one_size(name: str) -> None:
+    """So that what they learn in the same time compares."""
+    encoder = student_of(f'geomim_{name}_tiny_synthetic').encoder
+    assert 2.5e6 < sum(value.numel() for value in encoder.parameters()) < 3.6e6

@@ -56,7 +56,8 @@ def start_backbone(student: GeoMIM, read: Callable[[str], Any]) -> Optional[Load
         return None
     init_cfg = getattr(backbone, 'init_cfg', None)
     if isinstance(init_cfg, dict) and init_cfg.get('type') == 'Pretrained':
-        return load_backbone(backbone, read(init_cfg['checkpoint']), str(encoder.name))
+        source = init_cfg['checkpoint']
+        return load_backbone(backbone, read(source), encoder.name, source=str(source))
     own = getattr(backbone, 'init_weights', None)
     report = own() if own is not None else None
     return report if isinstance(report, LoadReport) else None

@@ -127,7 +127,11 @@ _BACKBONE_PREFIXES = ('', 'student.encoder.backbone.', 'encoder.backbone.', 'img
 
 
 def load_backbone(
-    backbone: nn.Module, weights: Union[PathLike, Dict[str, Tensor]], owner: str, optional: Tuple[str, ...] = ()
+    backbone: nn.Module,
+    weights: Union[PathLike, Dict[str, Tensor]],
+    owner: str,
+    optional: Tuple[str, ...] = (),
+    source: str = 'the given state dict',
 ) -> LoadReport:
     """Start a backbone of another codebase from a file with its own parameter names, whatever prefix they have there.
 
@@ -136,11 +140,12 @@ def load_backbone(
         weights: an exported encoder, a pretraining or detector checkpoint, a classifier.
         owner: how messages call the backbone.
         optional: starts of names that the file may lack.
+        source: how messages call a state dict.
 
     Raises:
         ValueError: another architecture, or tensors that are absent.
     """
-    source = 'the given state dict' if isinstance(weights, dict) else str(weights)
+    source = source if isinstance(weights, dict) else str(weights)
     state = tensors_of(weights if isinstance(weights, dict) else read_checkpoint(weights), source)
     own = backbone.state_dict().keys()
     prefix = max(_BACKBONE_PREFIXES, key=lambda prefix: sum(prefix + name in state for name in own))
