@@ -34,7 +34,7 @@ _require('mmdet3d')
 from mmcv.parallel import is_module_wrapper  # noqa: E402
 from mmcv.runner import HOOKS, OPTIMIZER_BUILDERS, get_dist_info  # noqa: E402
 from mmcv.utils.logging import logger_initialized  # noqa: E402
-from mmdet3d.models.builder import BACKBONES, DETECTORS  # noqa: E402
+from mmdet3d.models.builder import BACKBONES, DETECTORS, build_backbone  # noqa: E402
 
 try:
     from mmdet3d.datasets.builder import PIPELINES
@@ -47,6 +47,7 @@ __all__ = [
     'HOOKS',
     'OPTIMIZER_BUILDERS',
     'PIPELINES',
+    'build_backbone',
     'get_dist_info',
     'run_logger',
     'unwrapped',

@@ -20,7 +20,7 @@ from ..adapter.step import PretrainBatch, pretrain_step
 from ..checkpoints.loading import load_pretrained
 from ..method.depth import check_cloud
 from ..method.pretrainer import GeoMIM, PretrainOutput
-from .host import BACKBONES, DETECTORS, get_dist_info, run_logger
+from .host import DETECTORS, build_backbone, get_dist_info, run_logger
 from .rig import STEP, read_img_inputs
 
 EVALUATION_SEED = 0
@@ -57,7 +57,7 @@ class GeoMIMPretrainer(BaseDetector):
         test_cfg: Optional[Dict[str, Any]] = None,
     ) -> None:
         super().__init__(init_cfg)
-        config = student_config(student, BACKBONES.build)
+        config = student_config(student, build_backbone)
         self.student = GeoMIM(config)
         self.teacher = DETECTORS.build(teacher)
         self.teacher.record.check_student(config.view_transform.output_grid, config.target.channels)
