@@ -184,7 +184,7 @@ class BEVDet(Base3DDetector):
         if 'points' not in inputs or 'cam2lidar' not in inputs:
             raise ValueError(
                 f'{type(self).__name__} learns depth and needs depth_map (B, N, H, W) in metres, or points and cam2lidar, among its '
-                'inputs; LoadPointsFromFile in the pipeline brings points'
+                'inputs; LoadSurroundPoints in the pipeline brings points'
             )
         view = self.img_view_transformer
         key = [inputs[name][:, 0] for name in ('intrinsics', 'cam2ego')]
