@@ -285,6 +285,10 @@ def test_settings_of_detectors_that_do_not_fit() -> None:
         build('BEVDet4D', num_adj=-1)
     with pytest.raises(ValueError, match='stage 0'):
         build('BEVStereo4D', img_backbone=small('BEVDet4D')['img_backbone'])
+    for weight in (float('nan'), float('inf'), -1.0):
+        view = dict(small('BEVDepth4D')['img_view_transformer'], loss_depth_weight=weight)
+        with pytest.raises(ValueError, match=f'loss_depth_weight must be a finite number of at least 0, got {weight}'):
+            build('BEVDepth4D', img_view_transformer=view)
 
 
 @pytest.mark.parametrize(
