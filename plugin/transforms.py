@@ -5,16 +5,22 @@ There, points stay in the LiDAR frame without BEV augmentation, or do not, while
 
 from __future__ import annotations
 
+import warnings
 from typing import Any, Dict, Optional
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from ..method.depth import check_points
+from ..method.depth import check_points, project_points
 from .host import PIPELINES
 from .points import bda_matrix, find_place
 from .poses import around_key, lidar_frames, lidar_to_key
-from .rig import check_values
+from .rig import check_values, read_img_inputs
+
+_DEPTH_PROBES = 2000  # from the front, where a keyframe's points stand before its sweeps
+_DEPTH_MARGIN = 0.1  # metres
+_FEWEST, _SHOWN = 20, 0.3  # of the probes in view; elsewhere, one pixel in ten has a depth
 
 
 @PIPELINES.register_module()
@@ -34,6 +40,9 @@ class GeoMIMLidarFrame:
     Raises:
         ValueError: steps or entries that are missing before it; an empty cloud, or points, images or geometry that are not
             finite; points in another place than told, or in one that cannot be known.
+
+    Warns:
+        UserWarning: values that float32 has robbed of their digits; a ``gt_depth`` that does not show the points.
     """
 
     def __init__(self, frame: Optional[str] = None, augmented: Optional[bool] = None) -> None:
@@ -70,7 +79,32 @@ class GeoMIMLidarFrame:
             moved, by = points.tensor.clone(), torch.from_numpy(augmentation).to(points.tensor)
             moved[:, :3] = moved[:, :3] @ by[:3, :3].T + by[:3, 3]
             results['points'] = points.new_point(moved)
+        if 'gt_depth' in results:
+            _check_depth(torch.as_tensor(results['gt_depth']), results, len(cameras))
         return results
 
     def __repr__(self) -> str:
         return f'{type(self).__name__}(frame={self.frame!r}, augmented={self.augmented!r})'
+
+
+def _check_depth(depths: Tensor, results: Dict[str, Any], num_cams: int) -> None:
+    """Warn of depth maps (N, H, W), projected by a step before, that do not show the points which are in front of the cameras."""
+    images, rig = read_img_inputs(
+        [entry[None] for entry in results['img_inputs']], results['lidar2key'][None], num_cams
+    )
+    if depths.shape != images.shape[1:2] + images.shape[-2:] or not bool(depths.any()):
+        return  # of the wrong size, which the model refuses, or without a point in range
+    uv, depth = project_points(results['points'].tensor[:_DEPTH_PROBES], rig, 0)
+    column, row = uv.round().long().unbind(dim=-1)
+    held = (column >= 0) & (column < depths.shape[2]) & (row >= 0) & (row < depths.shape[1])
+    held &= (depth >= depths[depths > 0].min()) & (depth <= depths.max())
+    camera = torch.arange(num_cams)[:, None].expand_as(row)[held]
+    found = depths[camera, row[held], column[held]]
+    hidden_at_most = (found > 0) & (found <= depth[held] + _DEPTH_MARGIN)  # a nearer point may hide this one
+    if len(found) >= _FEWEST and float(hidden_at_most.float().mean()) < _SHOWN:
+        warnings.warn(
+            'GeoMIMLidarFrame: gt_depth does not show the points where the images have them. The step that projected them '
+            '(PointToMultiViewDepth) saw points that were moved before it, or poses so far from 0 that its float32 loses their digits: '
+            "take it out, and 'gt_depth' from the keys of Collect3D, and the model projects the points itself",
+            stacklevel=2,
+        )

@@ -266,3 +266,57 @@ def test_without_a_file_points_are_believed_or_refused(sample: Dict[str, Any], n
 def test_no_augmentation_is_named(sample: Dict[str, Any], bda: Tensor, message: str) -> None:
     with pytest.raises(ValueError, match=f'sample abc: .*{message}'):
         through(sample, [LOAD, IMAGES, dict(type='AugmentForTests', bda=bda.tolist(), moves=False)])
+
+
+@PIPELINES.register_module(name='DepthForTests', force=True)
+class Depth:
+    """PointToMultiViewDepth: points taken for the LiDAR's are projected in float32, the nearest of a pixel counts."""
+
+    def __call__(self, results: Dict[str, Any]) -> Dict[str, Any]:
+        info, xyz = results['curr'], results['points'].tensor[:, :3]
+        images, _, _, intrinsics, post_rots, post_trans, _ = results['img_inputs']
+        maps = torch.zeros(len(images), *images.shape[-2:])
+        lidar2global = single(info, 'ego2global') @ single(info, 'lidar2ego')
+        for index, camera in enumerate(results['cam_names']):
+            view = info['cams'][camera]
+            to_camera = torch.inverse(single(view, 'ego2global') @ single(view, 'sensor2ego')) @ lidar2global
+            there = (xyz @ to_camera[:3, :3].T + to_camera[:3, 3]) @ intrinsics[index].T
+            depth = there[:, 2]
+            pixel = torch.cat([there[:, :2] / depth[:, None], depth[:, None]], dim=1)
+            pixel = (pixel @ post_rots[index].T + post_trans[index]).round().long()
+            inside = (depth >= 1) & (depth < 60) & (pixel[:, 0] >= 0) & (pixel[:, 1] >= 0)
+            inside &= (pixel[:, 0] < maps.shape[2]) & (pixel[:, 1] < maps.shape[1])
+            order = depth[inside].argsort(descending=True)
+            maps[index, pixel[inside][order, 1], pixel[inside][order, 0]] = depth[inside][order]
+        return {**results, 'gt_depth': maps}
+
+
+def single(view: Dict[str, Any], name: str) -> Tensor:
+    """(4, 4) float32 of a record's pose."""
+    return torch.from_numpy(matrix(view[f'{name}_rotation'], view[f'{name}_translation'])).float()
+
+
+DEPTH = dict(type='DepthForTests')
+
+
+@pytest.mark.parametrize(
+    'before, east, fits',
+    [
+        ([LOAD, IMAGES, STAYS_3, DEPTH], 411.2, True),
+        ([IMAGES, MOVES, LOAD, DEPTH, SWEEPS], 411.2, True),
+        ([LOAD, SWEEPS, IMAGES, STAYS_4, DEPTH], 411.2, True),
+        ([LOAD, IMAGES, MOVES, DEPTH], 411.2, False),
+        ([LOAD, EGO, IMAGES, STAYS_4, DEPTH], 411.2, False),
+        ([LOAD, IMAGES, STAYS_3, DEPTH], 4.6e6, False),
+    ],
+)
+def test_depths_that_were_projected_before_are_compared(
+    sample: Dict[str, Any], before: List[Dict[str, Any]], east: float, fits: bool
+) -> None:
+    sample['curr'].update(sample_info(east))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter('always')
+        results = through(sample, before)
+    found = [str(one.message) for one in caught if 'gt_depth does not show the points' in str(one.message)]
+    assert len(found) == (0 if fits else 1)
+    assert_seen(dict(results, points=results['points'][:3000]))
