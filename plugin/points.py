@@ -14,12 +14,10 @@ from typing import Any, Dict, Mapping, NamedTuple, Optional
 import numpy as np
 from torch import Tensor
 
-from .poses import lidar_frames
-
 _TOLERANCE = 1e-3  # metres; steps move points in float32
 _PROBES = 512
 _FLAT = 1e-9  # a determinant; augmentations scale by about 1
-_ENOUGH = 0.03  # of the probes; of ten sweeps, one is the file's
+_ENOUGH = 0.01  # of the probes; of ten sweeps, one is the file's, and by chance it holds far fewer
 _ADVICE = "tell where the points are, such as dict(type='GeoMIMLidarFrame', frame='lidar', augmented=False)"
 
 
@@ -54,7 +52,8 @@ def bda_matrix(bda: Any, source: str = 'sample') -> np.ndarray:
 
 def find_place(
     points: Tensor,
-    results: Mapping[str, Any],
+    file: str,
+    frames: Mapping[str, np.ndarray],
     bda: np.ndarray,
     frame: Optional[str] = None,
     augmented: Optional[bool] = None,
@@ -66,7 +65,8 @@ def find_place(
     LoadAnnotationsBEVDepth leaves it.
 
     Args:
-        results: of a BEVDet dataset, with ``curr`` and the file's name.
+        file: from which they were read, float32.
+        frames: see :func:`geomim.plugin.poses.lidar_frames`.
         bda: (3, 3) or (4, 4), the BEV augmentation.
         frame, augmented: what was told.
         source: how messages call the sample.
@@ -74,10 +74,8 @@ def find_place(
     Raises:
         ValueError: a frame that does not exist, points elsewhere than told, or in a place that cannot be known.
     """
-    frames = lidar_frames(results['curr'])
     if frame is not None and frame not in frames:
         raise ValueError(f'GeoMIMLidarFrame: there is no frame {frame!r}; there are {", ".join(frames)}')
-    file = str(results.get('pts_filename') or results['curr'].get('lidar_path'))
     recorded = _read(file)
     if recorded is None:
         if augmented is None:
@@ -139,8 +137,8 @@ def _shares(
     """
     spread = np.linspace(0, len(points) - 1, _PROBES // 2).astype(int)
     rows = np.unique(np.concatenate([np.arange(min(len(points), _PROBES // 2)), spread]))
-    probes = np.ones((len(rows), 4))
-    probes[:, :3] = points[rows, :3].cpu().numpy()
+    distinct = np.unique(points[rows, :3].cpu().numpy(), axis=0)  # a cloud of zeros would fit a file of zeros too often
+    probes = np.concatenate([distinct, np.ones((len(distinct), 1))], axis=1)
     moves = {False: np.eye(4), True: bda_matrix(bda)}
     places = {
         Place(name, augmented): move @ to_frame
@@ -148,7 +146,7 @@ def _shares(
         for augmented, move in moves.items()
     }
     back = [(probes @ np.linalg.inv(place).T)[:, :3] for place in places.values()]
-    held = _held(np.concatenate(back), recorded).reshape(len(places), len(rows))
+    held = _held(np.concatenate(back), recorded).reshape(len(places), len(probes))
     return dict(zip(places, held.mean(axis=1).tolist()))
 
 

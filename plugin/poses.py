@@ -46,31 +46,23 @@ def warn_if_coarse(metres: np.ndarray, what: str, remedy: str) -> None:
         )
 
 
-def lidar_to_key(info: Record, camera: str) -> np.ndarray:
-    """(4, 4) float64: LiDAR at its own moment to the ego frame at a camera's moment.
+def lidar_frames(info: Record) -> Dict[str, np.ndarray]:
+    """(4, 4) float64 from the LiDAR at its own moment to each frame into which BEVDet codebases put points.
+
+    By name: 'lidar', 'ego' at the LiDAR's moment and, by a camera's name, the ego frame at the camera's.
 
     Args:
         info: a keyframe of BEVDet's info files.
-        camera: whose ego frame is the key one.
 
     Raises:
-        ValueError: an entry that is not there.
+        ValueError: a pose that is not there.
     """
     source = f'sample {info.get("token", "without a token")}'
     lidar2ego = pose(info, 'lidar2ego', source)
-    ego2global = pose(info, 'ego2global', source)
-    cams = info.get('cams', {})
-    if camera not in cams:
-        raise ValueError(f'{source}: the info file has no camera {camera!r} (there are {", ".join(cams)})')
-    key2global = pose(cams[camera], 'ego2global', f'{source}, {camera}')
-    return np.linalg.inv(key2global) @ ego2global @ lidar2ego
-
-
-def lidar_frames(info: Record) -> Dict[str, np.ndarray]:
-    """(4, 4) float64 from the LiDAR to each frame into which BEVDet codebases put points, by name: 'lidar', 'ego' (at the LiDAR's
-    moment) and, by a camera's name, the ego frame at its moment."""
-    frames = {'lidar': np.eye(4), 'ego': pose(info, 'lidar2ego', f'sample {info.get("token", "without a token")}')}
-    frames.update((camera, lidar_to_key(info, camera)) for camera, view in info['cams'].items() if _has_pose(view))
+    lidar2global = pose(info, 'ego2global', source) @ lidar2ego
+    frames = {'lidar': np.eye(4), 'ego': lidar2ego}
+    for camera, view in info.get('cams', {}).items():
+        frames[camera] = np.linalg.inv(pose(view, 'ego2global', f'{source}, {camera}')) @ lidar2global
     return frames
 
 
@@ -86,26 +78,16 @@ def around_key(ego2globals: Tensor, records: Sequence[Record], cameras: Sequence
     """
     given = ego2globals.cpu().numpy()
     poses = given.astype(np.float64)
-    views = [record.get('cams', {}).get(camera, {}) for record in records for camera in cameras]
+    views = [record['cams'][camera] for record in records for camera in cameras]
     for index, view in enumerate(views[: len(poses)]):
-        if _is_rounded(given[index], view):
-            poses[index] = pose(view, 'ego2global', cameras[index % len(cameras)])
+        camera = cameras[index % len(cameras)]
+        recorded = pose(view, 'ego2global', camera)
+        if (np.abs(recorded - poses[index]) <= _ROUNDING + np.spacing(np.abs(given[index]))).all():
+            poses[index] = recorded
         elif index < len(cameras):  # the other frames are not looked at
             warn_if_coarse(
                 given[index, :3, 3],
-                f"ego2globals of {cameras[index]} in img_inputs, another pose than the sample's record has,",
+                f"ego2globals of {camera} in img_inputs, another pose than the sample's record has,",
                 'take out the step that changes it, let that step give float64',
             )
     return torch.from_numpy(np.linalg.inv(poses[0]) @ poses).to(ego2globals.dtype)
-
-
-def _is_rounded(given: np.ndarray, view: Record) -> bool:
-    """Whether (4, 4) is the ego pose of a camera's record, but for rounding."""
-    if not _has_pose(view):
-        return False
-    away = np.abs(pose(view, 'ego2global', 'a camera') - given)
-    return bool((away <= _ROUNDING + np.spacing(np.abs(given))).all())
-
-
-def _has_pose(view: Record) -> bool:
-    return 'ego2global_rotation' in view and 'ego2global_translation' in view

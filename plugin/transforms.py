@@ -15,7 +15,7 @@ from torch import Tensor
 from ..method.depth import check_points, project_points
 from .host import PIPELINES
 from .points import bda_matrix, find_place
-from .poses import around_key, lidar_frames, lidar_to_key
+from .poses import around_key, lidar_frames
 from .rig import check_values, read_img_inputs
 
 _DEPTH_PROBES = 2000  # from the front, where a keyframe's points stand before its sweeps
@@ -61,18 +61,22 @@ class GeoMIMLidarFrame:
         if len(results['img_inputs']) != 7:
             raise ValueError(
                 f'GeoMIMLidarFrame: img_inputs has {len(results["img_inputs"])} entries and no BEV augmentation yet; put this '
-                'step behind LoadAnnotationsBEVDepth'
+                'step behind LoadAnnotationsBEVDepth or BEVAug'
             )
         info, cameras, points = results['curr'], [str(name) for name in results['cam_names']], results['points']
         source = f'sample {info.get("token", "without a token")}'
-        lidar2key = lidar_to_key(info, cameras[0])
+        frames = lidar_frames(info)
+        if cameras[0] not in frames:
+            raise ValueError(
+                f'{source}: the info file has no camera {cameras[0]!r} (there are {", ".join(info.get("cams", {}))})'
+            )
         images, sensor2egos, ego2globals, *rest, bda = map(torch.as_tensor, results['img_inputs'])
         augmentation = bda_matrix(bda, source)
-        check_values(results['img_inputs'], torch.from_numpy(lidar2key), f'{source}: img_inputs')
+        check_values(results['img_inputs'], torch.from_numpy(frames[cameras[0]]), f'{source}: img_inputs')
         check_points(points.tensor, f'{source}: points')
-        place = find_place(points.tensor, results, bda.numpy(), self.frame, self.augmented, source)
-        lidar2key = lidar2key @ np.linalg.inv(lidar_frames(info)[place.frame])
-        results['lidar2key'] = torch.from_numpy(lidar2key).float()
+        file = str(results.get('pts_filename') or info.get('lidar_path'))
+        place = find_place(points.tensor, file, frames, bda.numpy(), self.frame, self.augmented, source)
+        results['lidar2key'] = torch.from_numpy(frames[cameras[0]] @ np.linalg.inv(frames[place.frame])).float()
         ego2globals = around_key(ego2globals, [info, *results.get('adjacent', [])], cameras)
         results['img_inputs'] = (images, sensor2egos, ego2globals, *rest, bda)
         if not place.augmented:
@@ -92,7 +96,7 @@ def _check_depth(depths: Tensor, results: Dict[str, Any], num_cams: int) -> None
     images, rig = read_img_inputs(
         [entry[None] for entry in results['img_inputs']], results['lidar2key'][None], num_cams
     )
-    if depths.shape != images.shape[1:2] + images.shape[-2:] or not bool(depths.any()):
+    if depths.shape != images.shape[1:2] + images.shape[-2:] or not bool((depths > 0).any()):
         return  # of the wrong size, which the model refuses, or without a point in range
     uv, depth = project_points(results['points'].tensor[:_DEPTH_PROBES], rig, 0)
     column, row = uv.round().long().unbind(dim=-1)
@@ -100,8 +104,8 @@ def _check_depth(depths: Tensor, results: Dict[str, Any], num_cams: int) -> None
     held &= (depth >= depths[depths > 0].min()) & (depth <= depths.max())
     camera = torch.arange(num_cams)[:, None].expand_as(row)[held]
     found = depths[camera, row[held], column[held]]
-    hidden_at_most = (found > 0) & (found <= depth[held] + _DEPTH_MARGIN)  # a nearer point may hide this one
-    if len(found) >= _FEWEST and float(hidden_at_most.float().mean()) < _SHOWN:
+    shows = (found > 0) & (found <= depth[held] + _DEPTH_MARGIN)  # a nearer point may hide this one
+    if len(found) >= _FEWEST and float(shows.float().mean()) < _SHOWN:
         warnings.warn(
             'GeoMIMLidarFrame: gt_depth does not show the points where the images have them. The step that projected them '
             '(PointToMultiViewDepth) saw points that were moved before it, or poses so far from 0 that its float32 loses their digits: '

@@ -166,6 +166,22 @@ def test_sweeps_shuffles_and_ranges_hide_nothing(sample: Dict[str, Any], before:
     assert_seen(through(sample, [*steps, SHUFFLE, limits]), cloud)
 
 
+@pytest.mark.parametrize('moved', [False, True])
+def test_few_points_of_the_file_among_many_are_enough(sample: Dict[str, Any], moved: bool) -> None:
+    """Pasted objects stand before them, and twenty sweeps behind them."""
+    cloud = np.concatenate([recorded(4000, seed=9), recorded(), recorded(60000, seed=8)])
+    cloud[:, 3] = np.arange(len(cloud))
+    sample['points'] = LiDARPoints(cloud.copy(), 5)
+    steps = [IMAGES, MOVES if moved else STAYS_4]
+    assert_seen(through(sample, steps), cloud)
+
+
+def test_clouds_of_the_same_point_over_and_over_take_no_more_memory(sample: Dict[str, Any]) -> None:
+    zeros = np.zeros((300000, 5), dtype=np.float32)
+    zeros.tofile(sample['pts_filename'])
+    assert len(through(sample, [LOAD, IMAGES, STAYS_3])['points']) == len(zeros)
+
+
 @pytest.mark.parametrize('width', [3, 4, 6])
 @pytest.mark.parametrize('header', [b'', b'x' * 128])
 def test_files_of_any_width_are_read(sample: Dict[str, Any], width: int, header: bytes) -> None:
