@@ -227,6 +227,14 @@ def test_points_that_something_else_moved_are_refused_unless_everything_is_told(
         through(sample, before, frame='lidar', augmented=True)
 
 
+def test_points_that_far_poses_have_misplaced_are_refused(sample: Dict[str, Any]) -> None:
+    """ToEgo in float32, of a car that moves by metres between LiDAR and camera; the LiDAR's own ego frame needs no far pose."""
+    sample['curr'].update(sample_info(5e5, 4.6e6))
+    assert_seen(through(sample, [LOAD, EGO, IMAGES, MOVES]))
+    with pytest.raises(ValueError, match='sample keyframe: .* ToEgo with poses far from 0'):
+        through(sample, [LOAD, EGO_2, IMAGES, MOVES])
+
+
 @cases
 def test_what_is_told_is_checked(sample: Dict[str, Any], before: List[Dict[str, Any]]) -> None:
     frame = 'CAM_2' if EGO_2 in before else 'ego' if EGO in before else 'lidar'
