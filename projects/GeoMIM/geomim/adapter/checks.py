@@ -120,9 +120,7 @@ def check_rig(
         places: N, sample and camera.
 
     Raises:
-        ValueError: as :func:`check_poses` and :func:`check_intrinsics`, or a LiDAR that lies beyond ``FARTHEST_EGO`` from the ego
-            origin. A matrix that is inverted by mistake is a rigid motion too: it shows in cameras that look up or down, are
-            turned about their axis, lie metres away, or disagree on where the LiDAR is, which is told once.
+        ValueError: as :func:`check_intrinsics`, :func:`check_poses` and :func:`check_mounts`.
     """
     check_intrinsics(intrinsics, [f'{place}: cam2img' for place in places])
     named = [f'{place}: lidar2cam' for place in places]
@@ -132,13 +130,29 @@ def check_rig(
     else:
         named += [f'{place}: cam2ego' for place in places]
         check_poses(torch.cat([lidar2cam.double(), cam2ego.double()]), named, warn)
-    cam2ego = cam2ego.double()
-    lidar2ego = cam2ego @ lidar2cam.double()
+    check_mounts(cam2ego, cam2ego.double() @ lidar2cam.double(), places, warn)
+
+
+def check_mounts(cam2ego: Tensor, lidar2ego: Tensor, places: Sequence[str], warn: WarnOnce) -> None:
+    """Refuse rigid motions that lie too far apart, and tell once of those that look inverted.
+
+    An inverted matrix is a rigid motion, too. It shows in cameras that look up or down, are turned about their axis, lie metres
+    away, or disagree on where the LiDAR is; each can be right on an odd vehicle.
+
+    Args:
+        cam2ego: (N, 4, 4).
+        lidar2ego: (N, 4, 4), LiDAR to the ego frame at each camera's moment.
+        places: N, sample and camera.
+
+    Raises:
+        ValueError: a LiDAR that lies beyond ``FARTHEST_EGO`` from the ego origin.
+    """
+    cam2ego, lidar2ego = cam2ego.double(), lidar2ego.double()
     distances = lidar2ego[:, :3, 3].norm(dim=1)
     far = int(distances.argmax())
-    if float(distances[far]) > FARTHEST_EGO:
+    if not float(distances[far]) <= FARTHEST_EGO:
         raise ValueError(
-            f'{places[far]}: cam2ego and lidar2cam put the LiDAR {float(distances[far]):.4g} m from the ego origin, at most '
+            f'{places[far]}: its poses put the LiDAR {float(distances[far]):.4g} m from the ego origin, at most '
             f'{FARTHEST_EGO:g} m can be; an ego pose of this sample jumps, or a translation is not in metres'
         )
     _tell_of_mounts(cam2ego, places, warn)
@@ -150,19 +164,19 @@ def _tell_of_mounts(cam2ego: Tensor, places: Sequence[str], warn: WarnOnce) -> N
     upright = math.sqrt(1 - _ODD_TILT**2)
     for place, distance, (_, down, ahead) in zip(places, distances, cam2ego[:, 2, :3].tolist()):
         if distance > _ODD_MOUNT:
-            warn('mount', f'{place}: cam2ego puts the camera {distance:.4g} m from the ego origin (metres? inverted?)')
+            warn('mount', f'{place}: its pose puts it {distance:.4g} m from the ego origin (metres? inverted?)')
         elif abs(ahead) > upright:
-            warn('mount', f'{place}: cam2ego lets the camera look straight {"up" if ahead > 0 else "down"} (inverted?)')
+            warn('mount', f'{place}: its pose lets it look straight {"up" if ahead > 0 else "down"} (inverted?)')
         elif down > -_ODD_TILT * math.sqrt(1 - ahead**2):
             warn(
-                'mount', f'{place}: cam2ego turns the image by more than 60 degrees about the optical axis (inverted?)'
+                'mount', f'{place}: its pose turns the image by more than 60 degrees about the optical axis (inverted?)'
             )
 
 
 def _tell_of_disagreement(lidar2ego: Tensor, places: Sequence[str], warn: WarnOnce) -> None:
     if float(lidar2ego[:, 2, 2].min()) < _ODD_TILT:
         place = places[int(lidar2ego[:, 2, 2].argmin())]
-        warn('tilt', f'{place}: cam2ego and lidar2cam tilt the LiDAR by more than 60 degrees (one of them inverted?)')
+        warn('tilt', f'{place}: its poses tilt the LiDAR by more than 60 degrees (one of them inverted?)')
         return
     rotations, centres = lidar2ego[:, :3, :3], lidar2ego[:, :3, 3]
     cosines = (torch.einsum('nij,mij->nm', rotations, rotations) - 1) / 2
@@ -170,7 +184,10 @@ def _tell_of_disagreement(lidar2ego: Tensor, places: Sequence[str], warn: WarnOn
     odd = (cosines < _ODD_ANGLE) | (shifts > _ODD_SHIFT)
     if bool(odd.any()):
         place = places[int(odd.sum(dim=1).argmax())]
-        warn('disagree', f'{place}: its cam2ego and lidar2cam put the LiDAR elsewhere than those of other cameras do')
+        warn(
+            'disagree',
+            f'{place}: its poses put the LiDAR elsewhere than those of other cameras do (one of them inverted?)',
+        )
 
 
 def check_egos(ego2global: Tensor, seconds: Sequence[float], places: Sequence[str], warn: WarnOnce) -> None:
