@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import re
 import warnings
+from pathlib import Path
 from typing import Any, Callable, Dict, List
 
 import pytest
@@ -229,3 +231,17 @@ def test_a_cloud_out_of_reach_is_refused_and_half_of_one_told() -> None:
     assert 'most points lie beyond 200 m' in message
     with pytest.raises(ValueError, match='abc: the point cloud is empty'):
         check_reach(cloud[:0], 'abc', WarnOnce())
+
+
+def test_the_page_has_the_messages_of_the_code(repository: Path) -> None:
+    rows = [
+        line.split(' | ') for line in (repository / 'docs' / 'checks.md').read_text().splitlines() if line[:2] == '| '
+    ]
+    rows = [row for row in rows if row[0] != '| what']
+    code = [*(repository / 'projects').rglob('*.py'), *(repository / 'plugin').glob('*.py')]
+    text = '\n'.join(path.read_text() for path in code)
+    assert len(rows) > 25
+    for row in rows:
+        assert row[1] in ('refused', 'told'), row
+        for message in re.findall('`(.*?)`', row[2]):
+            assert message in text, message

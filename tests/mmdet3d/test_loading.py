@@ -87,9 +87,7 @@ def test_a_zero_matrix_is_named(lidar_is_ego: bool) -> None:
 
 def test_a_doubt_is_told_once_per_pipeline() -> None:
     rig = LoadCameraRig()
-    with pytest.warns(
-        UserWarning, match='doubtful data: sample abc, camera CAM_A: its pose lets it look straight up'
-    ):
+    with pytest.warns(UserWarning, match='doubtful data: sample abc, camera CAM_A: its pose lets it look straight up'):
         rig.transform({'token': 'abc', 'images': {name: camera() for name in NAMES}})
     with warnings.catch_warnings():
         warnings.simplefilter('error')
