@@ -61,6 +61,7 @@ train_pipeline = [
     dict(type='PackSegInputs'),
 ]
 test_pipeline = [*load, dict(type='PackSegInputs')]
+tta_pipeline = [load[0], *_base_.tta_pipeline[1:]]
 dataset = dict(
     _delete_=True,
     type='BaseSegDataset',

@@ -75,7 +75,7 @@ def _first_scan(data: bytes) -> int:
     libjpeg, bytes between two segments do not count.
     """
     at = data.find(b'\xff', len(_JPEG))
-    while 0 <= at < len(data) - 3:
+    while 0 <= at < len(data) - 1:
         marker = data[at + 1]
         if marker == _START_OF_SCAN:
             return at
