@@ -24,7 +24,8 @@ from ..mmengine.rig import RIG_KEYS, build_rig
 from .loading import image_size
 
 IMAGE_MULTIPLE = 32  # pixels; stride of the encoder's last stage and side of a mask cell
-_MOST_POINTS = 4  # a pixel, along each axis
+_NEARLY_WHOLE = 0.8  # from this scale on, interpolation sees about every pixel of the image
+_MOST_POINTS = 4  # per pixel, along each axis
 _HALF_PIXEL = np.array([[1, 0, 0.5], [0, 1, 0.5], [0, 0, 1]])  # OpenCV puts pixel centres on whole numbers
 
 
@@ -58,7 +59,7 @@ def warp_image(image: np.ndarray, matrix: np.ndarray, size: Tuple[int, int]) -> 
 
     A matrix that shrinks takes an area average, against aliasing. Where that leaves a move by whole pixels, as in testing,
     nothing is interpolated. Else, as interpolating averaged pixels would blur them, the image is interpolated at several
-    points a pixel and averaged there. The result follows the matrix either way, and is as sharp.
+    points per pixel, which are then averaged. The result follows the matrix either way and is about as sharp.
     """
     scale = float(np.sqrt(abs(np.linalg.det(matrix[:2, :2]))))
     times = 1
@@ -67,7 +68,7 @@ def warp_image(image: np.ndarray, matrix: np.ndarray, size: Tuple[int, int]) -> 
         if _moves_whole_pixels(remaining, average):
             image, matrix = cv2.resize(image, average, interpolation=cv2.INTER_AREA), remaining
         else:
-            times = min(max(2, round(1 / scale)), _MOST_POINTS)
+            times = 1 if scale >= _NEARLY_WHOLE else min(max(2, round(1 / scale)), _MOST_POINTS)
             if scale * _MOST_POINTS < 1:
                 average, matrix = _averaging(image, matrix, scale * _MOST_POINTS)
                 image = cv2.resize(image, average, interpolation=cv2.INTER_AREA)
