@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import Any, Dict
 
@@ -251,6 +252,30 @@ def test_overwritten_bytes_are_named(tmp_path: Path, zeros: bool, capfd: Any) ->
             load(path)
     assert len(seen) == 1
     assert capfd.readouterr().err == ''
+
+
+def test_damage_is_told_of_the_right_file_in_threads_and_beside_forks(tmp_path: Path) -> None:
+    whole = cv2.imencode('.jpg', picture(300, 400), [cv2.IMWRITE_JPEG_QUALITY, 95])[1].tobytes()
+    for number in range(60):
+        data = damaged(whole, 512, 0, True) if number % 7 == 0 else whole
+        (tmp_path / f'{number}.jpg').write_bytes(data)
+    with warnings.catch_warnings(record=True) as seen, ThreadPool(4) as pool:
+        warnings.simplefilter('always')
+        output = os.fstat(2).st_ino
+        reading = pool.map_async(read_image, [str(tmp_path / f'{number}.jpg') for number in range(60)])
+        while not reading.ready():
+            child = os.fork()
+            if child == 0:
+                try:
+                    read_image(str(tmp_path / '1.jpg'))
+                finally:
+                    os._exit(int(os.fstat(2).st_ino != output))
+            assert os.waitpid(child, 0)[1] == 0
+        reading.get()
+    named = {
+        int(str(one.message).partition('.jpg')[0].rpartition('/')[2]) for one in seen if one.category is UserWarning
+    }
+    assert named == set(range(0, 60, 7))
 
 
 def test_what_others_write_meanwhile_is_not_lost(tmp_path: Path, capfd: Any, monkeypatch: Any) -> None:

@@ -23,7 +23,11 @@ _START_OF_SCAN, _END_OF_IMAGE, _FILL = 0xDA, b'\xff\xd9', 0xFF
 _WITHOUT_LENGTH = (0x00, 0x01, *range(0xD0, 0xDA))  # markers that are not followed by the length of a segment
 _COMPLAINTS = (b'Corrupt JPEG data', b'Premature end of JPEG', b'Inconsistent progression', b'Invalid SOS')
 _STDERR = 2
-_REDIRECTING = threading.Lock()
+_REDIRECTING = threading.RLock()
+if hasattr(os, 'register_at_fork'):  # no process starts with a redirected output
+    os.register_at_fork(
+        before=_REDIRECTING.acquire, after_in_parent=_REDIRECTING.release, after_in_child=_REDIRECTING.release
+    )
 
 
 def read_image(path: str, backend_args: Optional[Dict[str, Any]] = None, where: str = '') -> np.ndarray:
@@ -119,17 +123,18 @@ def _standard_error() -> Iterator[List[bytes]]:
     for a temporary file, the list stays empty.
     """
     lines: List[bytes] = []
-    try:
-        written, kept = tempfile.TemporaryFile(), os.dup(_STDERR)
-    except OSError:
-        yield lines
-        return
-    with _REDIRECTING, written:
+    with _REDIRECTING, contextlib.ExitStack() as files:
+        try:
+            written = files.enter_context(tempfile.TemporaryFile())
+            kept = os.dup(_STDERR)
+        except OSError:
+            yield lines
+            return
+        files.callback(os.close, kept)
         os.dup2(written.fileno(), _STDERR)
         try:
             yield lines
         finally:
             os.dup2(kept, _STDERR)
-            os.close(kept)
         written.seek(0)
         lines.extend(written)
