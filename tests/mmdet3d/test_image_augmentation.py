@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from pathlib import Path
 from typing import Any, Dict, List, Tuple
@@ -93,6 +94,7 @@ def test_fine_stripes_do_not_alias() -> None:
     assert turned.std() < 30
 
 
+@functools.lru_cache(maxsize=None)
 def scene() -> List[np.ndarray]:
     """A (900, 1600, 3) uint8 picture like a photograph: amplitudes that fall with the frequency, blurred by a lens."""
     random = np.random.default_rng(0)
@@ -103,6 +105,7 @@ def scene() -> List[np.ndarray]:
     return [np.repeat(np.clip(grey, 0, 255).astype(np.uint8)[..., None], 3, axis=2)]
 
 
+@functools.lru_cache(maxsize=None)
 def real_scene() -> List[np.ndarray]:
     files = sorted(FRAME.glob('*.jpg'))
     if not files:

@@ -56,7 +56,7 @@ def read_image(path: str, backend_args: Optional[Dict[str, Any]] = None, where: 
     if image is None:
         raise ValueError(f'{name} cannot be decoded ({len(data)} bytes starting with {data[:8]!r})')
     if complaints:
-        warnings.warn(f'{name} is damaged, a part of the picture is wrong or grey ({complaints})', stacklevel=2)
+        warnings.warn(f'{name} is damaged, a part of the picture may be wrong or grey ({complaints})', stacklevel=2)
     return image
 
 
@@ -102,7 +102,7 @@ def _has_last_chunk(data: bytes) -> bool:
 
 
 def _decode(data: bytes) -> Tuple[Optional[np.ndarray], str]:
-    """The image as ``read_image`` returns it, None if it cannot be decoded; and libjpeg's complaints about it."""
+    """The image as ``read_image`` returns it, None if it cannot be decoded, and libjpeg's complaints about it."""
     with _standard_error() as lines:
         try:
             image: Optional[np.ndarray] = cv2.imdecode(np.frombuffer(data, np.uint8), _AS_STORED)
