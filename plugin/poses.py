@@ -22,15 +22,20 @@ def pose(record: Record, name: str, source: str) -> np.ndarray:
     """(4, 4) float64 of ``name`` (lidar2ego, ego2global): a quaternion (w, x, y, z) and a translation of ``record``.
 
     Raises:
-        ValueError: they are not there; ``source`` says where.
+        ValueError: they are not there or no rotation; ``source`` says where.
     """
     absent = [entry for entry in (f'{name}_rotation', f'{name}_translation') if entry not in record]
     if absent:
         raise ValueError(f'{source}: the info file has no {", ".join(absent)}')
     translation = np.asarray(record[f'{name}_translation'])
     warn_if_coarse(translation, f'{name}_translation of the info file', 'write it in float64')
+    rotation = Quaternion(record[f'{name}_rotation'])
+    if not 0 < rotation.norm < np.inf:  # NaN, too
+        raise ValueError(
+            f'{source}: {name}_rotation of the info file is {list(rotation.elements)}, which is no rotation'
+        )
     matrix = np.eye(4)
-    matrix[:3, :3] = Quaternion(record[f'{name}_rotation']).rotation_matrix
+    matrix[:3, :3] = rotation.rotation_matrix
     matrix[:3, 3] = translation
     return matrix
 

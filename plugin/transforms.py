@@ -6,12 +6,22 @@ There, points stay in the LiDAR frame without BEV augmentation, or do not, while
 from __future__ import annotations
 
 import warnings
-from typing import Any, Dict, Optional
+from typing import Any, Dict, Optional, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ..adapter.checks import (
+    LONGEST_GAP,
+    WarnOnce,
+    check_egos,
+    check_file,
+    check_intrinsics,
+    check_mounts,
+    check_poses,
+    check_reach,
+)
 from ..method.depth import check_points, project_points
 from .host import PIPELINES
 from .points import bda_matrix, find_place
@@ -38,8 +48,9 @@ class GeoMIMLidarFrame:
         augmented: whether a step before has moved them by the BEV augmentation; likewise.
 
     Raises:
-        ValueError: steps or entries that are missing before it; an empty cloud, or points, images or geometry that are not
-            finite; points in another place than told, or in one that cannot be known.
+        ValueError: steps or entries that are missing before it; an empty cloud, one out of reach, or points, images or geometry
+            that are not finite or cannot be (:mod:`geomim.adapter.checks`); points in another place than told, or in one that
+            cannot be known.
 
     Warns:
         UserWarning: values that float32 has robbed of their digits; a ``gt_depth`` that does not show the points.
@@ -47,6 +58,7 @@ class GeoMIMLidarFrame:
 
     def __init__(self, frame: Optional[str] = None, augmented: Optional[bool] = None) -> None:
         self.frame, self.augmented = frame, augmented
+        self._warn = WarnOnce()
 
     def __call__(self, results: Dict[str, Any]) -> Dict[str, Any]:
         for key, step in (
@@ -73,8 +85,11 @@ class GeoMIMLidarFrame:
         images, sensor2egos, ego2globals, *rest, bda = map(torch.as_tensor, results['img_inputs'])
         augmentation = bda_matrix(bda, source)
         check_values(results['img_inputs'], torch.from_numpy(frames[cameras[0]]), f'{source}: img_inputs')
+        self._check_rig(results['img_inputs'], torch.from_numpy(frames[cameras[0]]), cameras, source)
         check_points(points.tensor, f'{source}: points')
+        check_reach(points.tensor, f'{source}: points', self._warn)
         file = str(results.get('pts_filename') or info.get('lidar_path'))
+        check_file(points.tensor.flatten(), points.tensor.shape[1], f'{source}: points of {file}')
         place = find_place(points.tensor, file, frames, bda.numpy(), self.frame, self.augmented, source)
         results['lidar2key'] = torch.from_numpy(frames[cameras[0]] @ np.linalg.inv(frames[place.frame])).float()
         ego2globals = around_key(ego2globals, [info, *results.get('adjacent', [])], cameras)
@@ -86,6 +101,20 @@ class GeoMIMLidarFrame:
         if 'gt_depth' in results:
             _check_depth(torch.as_tensor(results['gt_depth']), results, len(cameras))
         return results
+
+    def _check_rig(self, img_inputs: Sequence[Any], lidar2key: Tensor, cameras: Sequence[str], source: str) -> None:
+        """As LoadCameraRig checks a rig of mmdet3d, by the names of BEVDet; the poses of all frames."""
+        count = len(cameras)
+        sensor2egos, ego2globals, intrins = (torch.as_tensor(entry).double() for entry in img_inputs[1:4])
+        places = [f'{source}, camera {cameras[index % count]}' for index in range(len(intrins))]
+        check_intrinsics(intrins, [f'{place}: intrins' for place in places])
+        check_poses(sensor2egos, [f'{place}: sensor2egos' for place in places], self._warn)
+        check_poses(lidar2key[None], [f'{source}: lidar2key'], self._warn)
+        frames = len(places) // count
+        egos = ego2globals[: frames * count].unflatten(0, (frames, count))
+        check_egos(egos, [0.0] + [LONGEST_GAP] * (frames - 1), places, self._warn)
+        lidar2ego = torch.linalg.inv(egos[0]) @ egos[0, 0] @ lidar2key
+        check_mounts(sensor2egos[:count], lidar2ego, places, self._warn)
 
     def __repr__(self) -> str:
         return f'{type(self).__name__}(frame={self.frame!r}, augmented={self.augmented!r})'

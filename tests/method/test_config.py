@@ -68,6 +68,13 @@ def test_the_given_dictionary_is_not_changed() -> None:
         ({'view_transform': {'axis_order': 'zy'}}, "got 'zy'"),
         ({'target': {'patch': 3}}, r'student.target: unknown entries patch'),
         ({'copies': 1}, 'copies must be at least 2'),
+        ({'copies': 2.5}, r'student\.copies must be a whole number, got 2\.5'),
+        ({'copies': None}, r'student\.copies must be'),
+        ({'decoder': {'cross_view_after': [2, 5.5]}}, r'student\.decoder\.cross_view_after must be a whole number'),
+        ({'encoder': {'size': 'tiny', 'embed_dims': '96'}}, r"student\.encoder\.embed_dims must be .* got '96'"),
+        ({'encoder': {'drop_path_rate': float('nan')}}, r'student\.encoder\.drop_path_rate must be a finite number'),
+        ({'depth_loss_weight': float('nan')}, r'student\.depth_loss_weight must be a finite number, got nan'),
+        ({'depth_loss_weight': -0.01}, r'depth_loss_weight must be a finite number of at least 0, got -0\.01'),
     ],
 )
 def test_wrong_entries_are_named_with_their_place(entries: Dict[str, Any], message: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any, Dict, Tuple
 
 import numpy as np
@@ -134,6 +135,80 @@ def test_the_step_refuses_what_no_step_after_it_looks_at() -> None:
     results['img_inputs'][3][1, 0, 0] = float('nan')
     with pytest.raises(ValueError, match='sample abc: img_inputs: intrins has values that are not finite'):
         step(dict(results, points=LiDARPoints(torch.rand(7, 5), points_dim=5)))
+
+
+def four_features(rows: int = 2000) -> Tensor:
+    """Points of 4 features each, read as 5."""
+    low, high = torch.tensor([-40.0, -40, -2, 0]), torch.tensor([40.0, 40, 1, 255])
+    return (low + torch.rand(rows // 4 * 5, 4) * (high - low)).view(-1, 5)
+
+
+@pytest.mark.parametrize(
+    'entry, change, message',
+    [
+        (1, lambda pose: pose * 0, 'camera CAM_2: sensor2egos has a last row other than 0 0 0 1'),
+        (1, lambda pose: pose @ torch.diag(torch.tensor([2.0, 2, 2, 1])), 'camera CAM_2: sensor2egos is scaled by 2'),
+        (1, lambda pose: pose @ torch.diag(torch.tensor([1.0, -1, 1, 1])), 'camera CAM_2: sensor2egos is left-handed'),
+        (1, lambda pose: pose.T.clone(), 'camera CAM_2: sensor2egos has a last row'),
+        (2, lambda pose: pose * 0, 'camera CAM_2: ego2globals? has a last row'),
+        (
+            2,
+            lambda pose: pose + torch.eye(4)[0][:, None] * torch.eye(4)[3] * 3000,
+            r'camera CAM_2: ego2global lies 30\d\d m',
+        ),
+        (3, lambda _: torch.eye(3), 'camera CAM_2: intrins is the identity'),
+    ],
+)
+@pytest.mark.parametrize('first', [0, 2])
+def test_geometry_that_cannot_be_is_named(entry: int, change: Any, message: str, first: int) -> None:
+    """Of the camera whose ego frame is the key one, too."""
+    info, names = dict(sample_info(), token='abc'), (*CAMERAS[first:], *CAMERAS[:first])
+    results = dict(curr=info, cam_names=names, img_inputs=img_inputs(info, names, torch.eye(3)))
+    results['img_inputs'][entry][names.index('CAM_2')] = change(results['img_inputs'][entry][names.index('CAM_2')])
+    with pytest.raises(ValueError, match=f'sample abc, {message}'):
+        Compose([dict(type='GeoMIMLidarFrame')])(dict(results, points=LiDARPoints(torch.rand(7, 5), points_dim=5)))
+
+
+@pytest.mark.parametrize(
+    'cloud, message',
+    [
+        (torch.rand(9, 5) + 5000, 'sample abc: points: no point lies within 200 m of the LiDAR'),
+        (four_features(), r'sample abc: points of a\.bin: read as points of 5 features.*load_dim=4'),
+    ],
+)
+def test_clouds_that_teach_nothing_are_refused(cloud: Tensor, message: str) -> None:
+    info = dict(sample_info(), token='abc', lidar_path='a.bin')
+    with pytest.raises(ValueError, match=message):
+        through_the_step(info, CAMERAS, cloud, torch.eye(3))
+
+
+@pytest.mark.parametrize('rotation', [[0.0] * 4, [float('nan'), 0, 0, 1]])
+def test_a_quaternion_that_is_no_rotation_is_named(rotation: Any) -> None:
+    info = dict(sample_info(), token='abc')
+    inputs = img_inputs(info, CAMERAS, torch.eye(3))
+    info['cams']['CAM_3']['ego2global_rotation'] = rotation
+    results = dict(curr=info, cam_names=CAMERAS, img_inputs=inputs, points=LiDARPoints(torch.rand(7, 5), points_dim=5))
+    with pytest.raises(ValueError, match='sample abc, CAM_3: ego2global_rotation of the info file is .* no rotation'):
+        Compose([dict(type='GeoMIMLidarFrame')])(results)
+
+
+def test_an_inverted_pose_is_told_once() -> None:
+    info = dict(sample_info(), token='abc')
+    inputs = img_inputs(info, CAMERAS, torch.eye(3))
+    inputs[1][0] = torch.linalg.inv(inputs[1][0])
+    step = Compose([dict(type='GeoMIMLidarFrame')])
+    messages = []
+    for _ in range(2):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter('always')
+            step(
+                dict(
+                    curr=info, cam_names=CAMERAS, img_inputs=inputs, points=LiDARPoints(torch.rand(7, 5), points_dim=5)
+                )
+            )
+        messages.append([str(one.message) for one in caught if 'doubtful data' in str(one.message)])
+    assert [len(each) for each in messages] == [1, 0]
+    assert messages[0][0].startswith('doubtful data: sample abc, camera CAM_0: its pose turns the image')
 
 
 def test_the_key_camera_does_not_matter() -> None:

@@ -14,7 +14,7 @@ data_prefix = dict(
 load = [
     dict(type='LoadCameraRig', cameras=cameras),
     dict(type='LoadSurroundImages'),
-    dict(type='LoadPointsFromFile', coord_type='LIDAR', load_dim=5, use_dim=5),
+    dict(type='LoadSurroundPoints', coord_type='LIDAR', load_dim=5, use_dim=5),
 ]
 # x, y, z, intensity, seconds since the sweep; of a scene's first frame, which has no sweeps, the points are repeated
 sweeps = dict(type='LoadSurroundSweeps', sweeps_num=9, load_dim=5, use_dim=5, pad_empty_sweeps=True, remove_close=True)

@@ -10,7 +10,7 @@ data_prefix = dict(pts='training/velodyne', **{name: f'training/image_{number}' 
 load = [
     dict(type='LoadCameraRig', cameras=cameras, lidar_is_ego=True),
     dict(type='LoadSurroundImages'),
-    dict(type='LoadPointsFromFile', coord_type='LIDAR', load_dim=6, use_dim=5),
+    dict(type='LoadSurroundPoints', coord_type='LIDAR', load_dim=6, use_dim=5),
 ]
 # 1920 x 1280 and 1920 x 886 pixels: scaled to cover the width, cut at the top
 image_aug = dict(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import fields
+from numbers import Integral, Real
 from typing import Any, Dict, Mapping, Tuple, Type, TypeVar
 
 from .decoder import DecoderConfig
@@ -22,7 +24,21 @@ def _record(kind: Type[Record], entries: Mapping[str, Any], where: str) -> Recor
     unknown = sorted(set(entries) - set(known))
     if unknown:
         raise ValueError(f'{where}: unknown entries {", ".join(unknown)}; known are {", ".join(known)}')
+    for field in fields(kind):  # type: ignore[arg-type]
+        if field.name in entries:
+            _check_numbers(entries[field.name], str(field.type), f'{where}.{field.name}')
     return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in entries.items()})
+
+
+def _check_numbers(value: Any, kind: str, where: str) -> None:
+    """Raise ``ValueError`` for what is no number, or none of the record's kind, which is ``int`` or ``float`` or holds such."""
+    for number in value if isinstance(value, (list, tuple)) else (value,):
+        if number is None and 'Optional' in kind:
+            continue
+        if 'int' in kind and not isinstance(number, Integral):
+            raise ValueError(f'{where} must be a whole number, got {number!r}')
+        if 'float' in kind and not (isinstance(number, Real) and math.isfinite(number)):
+            raise ValueError(f'{where} must be a finite number, got {number!r}')
 
 
 def _bound(value: Any, where: str) -> Tuple[float, float, float]:

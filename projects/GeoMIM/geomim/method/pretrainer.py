@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from .camera import CameraRig
 from .decoder import Decoder, DecoderConfig, StageFusion
-from .depth import depth_labels, depth_loss
+from .depth import check_weight, depth_labels, depth_loss
 from .lift_splat import ViewTransform, ViewTransformConfig
 from .masking import MASK_CELL, check_masks, complementary_masks, mask_grid_size
 from .swin import SwinConfig, SwinEncoder
@@ -52,6 +52,7 @@ class GeoMIMConfig:
                 f'got {self.encoder.out_indices}'
             )
         mask_grid_size(self.view_transform.image_size, MASK_CELL, self.copies)
+        check_weight(self.depth_loss_weight, 'depth_loss_weight')
 
 
 @dataclass(frozen=True)
