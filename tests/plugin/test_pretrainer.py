@@ -186,6 +186,32 @@ def test_masks_follow_the_iteration_or_the_random_state(make_rig: Any, pretraine
     assert not torch.equal(masks(None, seed=0), masks(None, seed=1))
 
 
+@pytest.mark.parametrize('given, shared', [({}, True), (dict(masks_per_rank=True), False)])
+def test_ranks_share_their_masks_unless_told_otherwise(
+    monkeypatch: pytest.MonkeyPatch,
+    student_config: Dict[str, Any],
+    teacher_config: Dict[str, Any],
+    given: Dict[str, Any],
+    shared: bool,
+) -> None:
+    parts = copy.deepcopy(dict(student=student_config, teacher=teacher_config))
+    model = build_detector(dict(type='GeoMIMPretrainer', **parts, **given))
+    model._batch = lambda *_: None
+    drawn: List[Tensor] = []
+
+    def masks(batch: Any, generator: torch.Generator) -> SimpleNamespace:
+        drawn.append(model.student.draw_masks(torch.device('cpu'), generator))
+        return SimpleNamespace(reconstruction_loss=None, depth_loss=None)
+
+    model.run_student = masks
+    for rank in range(3):
+        monkeypatch.setattr('geomim.plugin.pretrainer.get_dist_info', lambda rank=rank: (rank, 3))
+        torch.manual_seed(rank)  # what else a rank draws does not matter
+        model.iteration = 5
+        model.forward_train([])
+    assert [torch.equal(drawn[0], one) for one in drawn[1:]] == [shared] * 2
+
+
 def test_figures_of_a_test_loader(make_rig: Any, pretrainer: nn.Module) -> None:
     data = batch(make_rig)
     pretrainer.eval()
