@@ -26,22 +26,17 @@ image_aug = dict(
     flip=0.5,
     test_resize=0.48,
 )
-finish_train = [
-    dict(type='BEVFlip', flip_x=0.5, flip_y=0.5),
-    dict(type='CheckPointCloud'),
-    dict(type='PointsRangeFilter', point_cloud_range=_base_.point_cloud_range),
-    dict(type='PointShuffle'),  # which points a full voxel keeps is then left to chance, as in the published pipeline
-    dict(type='PackGeoMIMInputs'),
-]
 finish_test = [
     dict(type='CheckPointCloud'),
     dict(type='PointsRangeFilter', point_cloud_range=_base_.point_cloud_range),
     dict(type='PackGeoMIMInputs'),
 ]
+finish_train = [dict(type='BEVFlip', flip_x=0.5, flip_y=0.5), *finish_test]
 
-# The published pipeline also pastes LiDAR objects of other frames into the cloud, which the images then do not show.
-# Not done here. To have it: make nuscenes_dbinfos_train.pkl (mmdet3d's tools/create_data.py), see that the file has
-# every class, set `numpy.long = numpy.int64` (mmdet3d 1.4 uses the name, numpy 1.24 dropped it), put after `sweeps`:
+# The published configuration names a step that pastes LiDAR objects of other frames into the cloud, which the images do
+# not show, and stops it before the first epoch (`stop_epoch: -1`). So nothing is pasted, nor are points shuffled.
+# To paste: make nuscenes_dbinfos_train.pkl (mmdet3d's tools/create_data.py), see that the file has every class, set
+# `numpy.long = numpy.int64` (mmdet3d 1.4 uses the name, numpy 1.24 dropped it), put after `sweeps`:
 #   dict(type='LoadAnnotations3D', with_bbox_3d=True, with_label_3d=True),
 #   dict(type='ObjectSample', db_sampler=dict(
 #       data_root=data_root, info_path=data_root + 'nuscenes_dbinfos_train.pkl', rate=1.0, classes=_base_.class_names,
