@@ -57,7 +57,7 @@ class GeoMIMPretrainer(BaseDetector):
         test_cfg: Optional[Dict[str, Any]] = None,
     ) -> None:
         super().__init__(init_cfg)
-        config = config_from_dict(student)
+        config = config_from_dict(student, with_weights=init_from is not None)
         self.student = GeoMIM(config)
         self.teacher = DETECTORS.build(teacher)
         self.teacher.record.check_student(config.view_transform.output_grid, config.target.channels)

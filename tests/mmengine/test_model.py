@@ -1,9 +1,9 @@
-"""The pretraining model under mmengine: whose masks a rank gets."""
+"""The pretraining model under mmengine: whose masks a rank gets, how its layers start."""
 
 from __future__ import annotations
 
 from types import SimpleNamespace
-from typing import Any, Dict, List
+from typing import Any, Callable, Dict, List, Optional
 
 import pytest
 import torch
@@ -21,15 +21,42 @@ class NoTeacher(nn.Module):
     """Makes no maps."""
 
 
+@pytest.fixture
+def build(make_config: Any, as_entries: Any) -> Callable[..., nn.Module]:
+    """The model, tiny, without a teacher."""
+
+    def build(**given: Any) -> nn.Module:
+        student = {**as_entries(make_config()), **given.pop('student', {})}
+        if student['linear_init'] is None:
+            del student['linear_init']
+        return MODELS.build(
+            dict(type='GeoMIMPretrainer', student=student, teacher=dict(type='NoTeacherForTests'), **given)
+        )
+
+    return build
+
+
+@pytest.mark.parametrize(
+    'given, init_from, start',
+    [
+        (None, 'mixmae.pth', 'torch'),
+        (None, None, 'xavier'),
+        ('xavier', 'mixmae.pth', 'xavier'),
+        ('torch', None, 'torch'),
+    ],
+)
+def test_layers_start_as_published_where_a_checkpoint_is_given(
+    build: Callable[..., nn.Module], given: Optional[str], init_from: Optional[str], start: str
+) -> None:
+    model = build(student=dict(linear_init=given), init_from=init_from)
+    assert model.student.config.linear_init == start
+
+
 @pytest.mark.parametrize('given, shared', [({}, True), (dict(masks_per_rank=True), False)])
 def test_ranks_share_their_masks_unless_told_otherwise(
-    monkeypatch: pytest.MonkeyPatch, make_config: Any, as_entries: Any, given: Dict[str, Any], shared: bool
+    monkeypatch: pytest.MonkeyPatch, build: Callable[..., nn.Module], given: Dict[str, Any], shared: bool
 ) -> None:
-    model = MODELS.build(
-        dict(
-            type='GeoMIMPretrainer', student=as_entries(make_config()), teacher=dict(type='NoTeacherForTests'), **given
-        )
-    )
+    model = build(**given)
 
     def masks(inputs: Any, generator: torch.Generator) -> SimpleNamespace:
         drawn.append(model.student.draw_masks(torch.device('cpu'), generator))

@@ -216,6 +216,15 @@ def test_ranks_share_their_masks_unless_told_otherwise(
     assert [torch.equal(drawn[0], one) for one in drawn[1:]] == [shared] * 2
 
 
+@pytest.mark.parametrize('init_from, start', [('mixmae.pth', 'torch'), (None, 'xavier')])
+def test_layers_start_as_published_where_a_checkpoint_is_given(
+    student_config: Dict[str, Any], teacher_config: Dict[str, Any], init_from: Optional[str], start: str
+) -> None:
+    parts = copy.deepcopy(dict(student=student_config, teacher=teacher_config))
+    model = build_detector(dict(type='GeoMIMPretrainer', init_from=init_from, **parts))
+    assert model.student.config.linear_init == start
+
+
 def test_figures_of_a_test_loader(make_rig: Any, pretrainer: nn.Module) -> None:
     data = batch(make_rig)
     pretrainer.eval()

@@ -55,7 +55,7 @@ class GeoMIMPretrainer(BaseModel):
         init_cfg: Optional[Dict[str, Any]] = None,
     ) -> None:
         super().__init__(data_preprocessor or dict(type='GeoMIMDataPreprocessor'), init_cfg)
-        config = config_from_dict(student)
+        config = config_from_dict(student, with_weights=init_from is not None)
         self.student = GeoMIM(config)
         self.teacher = MODELS.build(teacher)
         record = getattr(self.teacher, 'record', None)
