@@ -47,6 +47,15 @@ finish_train = [dict(type='BEVFlip', flip_x=0.5, flip_y=0.5), *finish_test]
 train_pipeline = [*load, sweeps, image_aug, *finish_train]
 test_pipeline = [*load, dict(sweeps, test_mode=True), dict(image_aug, training=False), *finish_test]
 
+dataset = dict(
+    type=dataset_type,
+    data_root=_base_.data_root,
+    data_prefix=data_prefix,
+    metainfo=dict(classes=_base_.class_names, version=_base_.data_version),
+    modality=dict(use_lidar=True, use_camera=True),
+    use_valid_flag=True,
+    box_type_3d='LiDAR',
+)
 train_dataloader = dict(
     batch_size=2,
     num_workers=4,
@@ -55,17 +64,11 @@ train_dataloader = dict(
     dataset=dict(
         type='CBGSDataset',
         dataset=dict(
-            type=dataset_type,
-            data_root=_base_.data_root,
+            dataset,
             ann_file='nuscenes_infos_train.pkl',
-            data_prefix=data_prefix,
             pipeline=train_pipeline,
-            metainfo=dict(classes=_base_.class_names, version=_base_.data_version),
-            modality=dict(use_lidar=True, use_camera=True),
-            use_valid_flag=True,
             filter_empty_gt=False,  # pretraining needs no boxes; they only balance the classes
             test_mode=False,
-            box_type_3d='LiDAR',
         ),
     ),
 )
@@ -74,17 +77,6 @@ val_dataloader = dict(
     num_workers=4,
     persistent_workers=True,
     sampler=dict(type='DefaultSampler', shuffle=False),
-    dataset=dict(
-        type=dataset_type,
-        data_root=_base_.data_root,
-        ann_file='nuscenes_infos_val.pkl',
-        data_prefix=data_prefix,
-        pipeline=test_pipeline,
-        metainfo=dict(classes=_base_.class_names, version=_base_.data_version),
-        modality=dict(use_lidar=True, use_camera=True),
-        use_valid_flag=True,
-        test_mode=True,
-        box_type_3d='LiDAR',
-    ),
+    dataset=dict(dataset, ann_file='nuscenes_infos_val.pkl', pipeline=test_pipeline, test_mode=True),
 )
 test_dataloader = val_dataloader
