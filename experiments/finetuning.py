@@ -8,7 +8,17 @@ from pathlib import Path
 from typing import Any, Dict, List, Optional
 
 from run_folders import last_scores
-from runs import CONFIGS, Data, data_options, evaluator_options, image_size, pipeline_steps, run, schedule_options, train
+from runs import (
+    CONFIGS,
+    Data,
+    data_options,
+    evaluator_options,
+    image_size,
+    pipeline_steps,
+    run,
+    schedule_options,
+    train,
+)  # fmt: skip
 
 DETECTOR = CONFIGS / 'finetune' / 'bevdepth4d_rays_tiny_synthetic.py'
 PREFIX = 'bevdet'  # of the info files
