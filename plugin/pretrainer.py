@@ -90,7 +90,7 @@ class GeoMIMPretrainer(BaseDetector):
 
         Args:
             img_inputs: see :func:`~.rig.read_img_inputs`.
-            points: B clouds (M_b, F) in the augmented LiDAR frame, from the pipeline step ``GeoMIMLidarFrame``.
+            points: B clouds (M_b, F), augmented, in the teacher's frame, from the pipeline step ``GeoMIMLidarFrame``.
             data: ``lidar2key`` (B, 4, 4) and, if depth was projected before, ``gt_depth`` (B, N, H, W) in metres, 0 = none;
                 other entries are not looked at.
 

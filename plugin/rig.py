@@ -35,7 +35,8 @@ def read_img_inputs(img_inputs: Sequence[Any], lidar2key: Any, num_cams: int) ->
     Args:
         img_inputs: imgs (B, n, 3, H, W), camera by camera; sensor2egos and ego2globals (B, n, 4, 4), intrins and post_rots
             (B, n, 3, 3), post_trans (B, n, 3), frame by frame; bda (B, 3, 3) or (B, 4, 4).
-        lidar2key: (B, 4, 4) LiDAR to the ego frame of the first camera, from the pipeline step ``GeoMIMLidarFrame``.
+        lidar2key: (B, 4, 4), the points' frame, which is the LiDAR's unless the pipeline put them elsewhere, to the ego frame of the
+            first camera; from the pipeline step ``GeoMIMLidarFrame``.
         num_cams: N.
 
     Raises:
@@ -98,7 +99,7 @@ def _check_shape(name: str, value: Tensor, shape: Tuple[int, ...]) -> None:
 
 
 def check_values(img_inputs: Sequence[Any], lidar2key: Tensor, source: str) -> None:
-    """Raise ``ValueError`` for a value that is not finite or a focal length that is not positive.
+    """Raise ``ValueError`` for another shape, a value that is not finite or a focal length that is not positive.
 
     Args:
         img_inputs: the 7 entries of one sample, as of :func:`read_img_inputs` without B; on the host, for values are read back.
@@ -107,6 +108,8 @@ def check_values(img_inputs: Sequence[Any], lidar2key: Tensor, source: str) -> N
     """
     names = ('imgs', *(name for name, _ in _ENTRIES), 'bda', 'lidar2key')
     entries = dict(zip(names, map(torch.as_tensor, (*img_inputs, lidar2key))))
+    for name, shape in _ENTRIES:
+        _check_shape(name, entries[name], (len(entries['imgs']), *shape))
     for name, value in entries.items():
         bad = ~torch.isfinite(value)
         if bool(bad.any()):

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 
-import mmcv
-import mmengine.fileio
 import numpy as np
 from mmcv.transforms import BaseTransform
 from mmdet3d.datasets.transforms import LoadPointsFromMultiSweeps
@@ -16,9 +14,7 @@ from mmengine.registry import TRANSFORMS
 
 from ..method.depth import check_points
 from ..mmengine.rig import sample_name
-
-# First bytes of a format, the bytes that start its image data, the bytes that end it
-_FORMATS = ((b'\xff\xd8', b'\xff\xda', b'\xff\xd9'), (b'\x89PNG', b'IDAT', b'IEND'))
+from .images import read_image
 
 
 def _calibration(results: Mapping[str, Any], name: str, key: str) -> np.ndarray:
@@ -108,18 +104,11 @@ class LoadCameraRig(BaseTransform):
         return f'{type(self).__name__}(cameras={self.cameras}, lidar_is_ego={self.lidar_is_ego})'
 
 
-def _cut_short(data: bytes) -> bool:
-    """Whether a JPEG or PNG lacks its end mark; OpenCV decodes such a file without an error and fills up with grey."""
-    for start, scan, end in _FORMATS:
-        if data.startswith(start):
-            return data.rfind(end) < data.rfind(scan)
-    return False
-
-
 @TRANSFORMS.register_module()
 class LoadSurroundImages(BaseTransform):
     """Reads one image a camera, in the order of ``results['images']``; sizes may differ between the cameras.
 
+    Pixels are taken as stored, whatever orientation the metadata (EXIF) tell; see :func:`geomim.mmdet3d.images.read_image`.
     Stands in for mmdet3d's ``LoadMultiViewImageFromFiles``, which pads to the largest image, fails obscurely on an
     unreadable one and takes a truncated one as it is.
 
@@ -147,21 +136,10 @@ class LoadSurroundImages(BaseTransform):
 
     def _read(self, results: Mapping[str, Any], name: str) -> np.ndarray:
         path = results['images'][name].get('img_path')
-        where = f'{sample_name(results)}, camera {name}: image {path}'
+        where = f'{sample_name(results)}, camera {name}: '
         if path is None:
-            raise ValueError(f"{where}: no 'img_path' in the info file")
-        try:
-            data = mmengine.fileio.get(path, backend_args=self.backend_args)
-        except OSError as error:
-            raise ValueError(f'{where} cannot be read: {error}') from error
-        if not data:
-            raise ValueError(f'{where} is an empty file')
-        if _cut_short(data):
-            raise ValueError(f'{where} is truncated: its end is missing after {len(data)} bytes')
-        image = mmcv.imfrombytes(data, flag='color', backend='cv2')
-        if image is None:
-            raise ValueError(f'{where} cannot be decoded ({len(data)} bytes starting with {data[:8]!r})')
-        return image
+            raise ValueError(f"{where}image None: no 'img_path' in the info file")
+        return read_image(path, self.backend_args, where)
 
     def __repr__(self) -> str:
         return f'{type(self).__name__}(backend_args={self.backend_args})'
