@@ -34,8 +34,9 @@ class GeoMIMPretrainer(BaseDetector):
         teacher: config of a detector that turns point clouds into BEV maps, ``GeoMIMLidarTeacher``.
         init_from: MixMAE or pretraining checkpoint that starts the student; random weights if None.
         num_cams: N, as many as ``data_config.cams``.
-        mask_seed: where ``GeoMIMSeedHook`` tells the iteration, the masks are a function of this seed, the iteration and,
-            unless ``masks_per_rank`` is False, the rank; without the hook torch's own generator draws them.
+        mask_seed: where ``GeoMIMSeedHook`` tells the iteration, the masks are a function of this seed, the iteration and, with
+            ``masks_per_rank``, the rank; without the hook torch's own generator draws them.
+        masks_per_rank: masks of each rank's own; all ranks share them otherwise, as in the published runs.
         init_cfg, pretrained, train_cfg, test_cfg: the fork's; not used.
 
     Raises:
@@ -49,14 +50,14 @@ class GeoMIMPretrainer(BaseDetector):
         init_from: Optional[str] = None,
         num_cams: int = 6,
         mask_seed: int = 0,
-        masks_per_rank: bool = True,
+        masks_per_rank: bool = False,
         init_cfg: Optional[Dict[str, Any]] = None,
         pretrained: Optional[str] = None,
         train_cfg: Optional[Dict[str, Any]] = None,
         test_cfg: Optional[Dict[str, Any]] = None,
     ) -> None:
         super().__init__(init_cfg)
-        config = config_from_dict(student)
+        config = config_from_dict(student, with_weights=init_from is not None)
         self.student = GeoMIM(config)
         self.teacher = DETECTORS.build(teacher)
         self.teacher.record.check_student(config.view_transform.output_grid, config.target.channels)

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, Sequence, Tuple
 import torch
 from torch import Tensor
 
-from ..method.camera import CameraRig, inverse
+from ..method.camera import CameraRig, homogeneous, inverse
 
 _ENTRIES: Tuple[Tuple[str, Tuple[int, ...]], ...] = (
     ('sensor2egos', (4, 4)),
@@ -66,8 +66,8 @@ def read_img_inputs(img_inputs: Sequence[Any], lidar2key: Any, num_cams: int) ->
             intrinsics=intrins,
             cam2ego=sensor2egos,
             cam2bev=cameras_to_lidar(sensor2egos, ego2globals, lidar2key).to(sensor2egos.dtype),
-            img_aug=_homogeneous(post_rots, post_trans),
-            bev_aug=bda if bda.shape[-1] == 4 else _homogeneous(bda, bda.new_zeros(batch, 3)),
+            img_aug=homogeneous(post_rots, post_trans),
+            bev_aug=bda if bda.shape[-1] == 4 else homogeneous(bda),
         ),
     )
 
@@ -78,15 +78,6 @@ def cameras_to_lidar(sensor2egos: Tensor, ego2globals: Tensor, lidar2key: Tensor
     to_global = ego2globals.double()
     lidar2global = to_global[:, :1] @ lidar2key.double()[:, None]
     return inverse(lidar2global) @ to_global @ sensor2egos.double()
-
-
-def _homogeneous(rotation: Tensor, translation: Tensor) -> Tensor:
-    """(..., 3, 3), (..., 3) -> (..., 4, 4)."""
-    matrix = torch.zeros(*rotation.shape[:-2], 4, 4, dtype=rotation.dtype, device=rotation.device)
-    matrix[..., :3, :3] = rotation
-    matrix[..., :3, 3] = translation
-    matrix[..., 3, 3] = 1
-    return matrix
 
 
 def _check_images(images: Tensor, num_cams: int) -> Tuple[int, int]:

@@ -49,6 +49,14 @@ def test_every_entry_arrives() -> None:
     hash(config)  # a frozen record of tuples, whatever the lists were
 
 
+def test_what_a_checkpoint_leaves_out_starts_as_published() -> None:
+    given: Dict[str, Any] = {'linear_init': 'xavier'}
+    assert config_from_dict({}, with_weights=True).linear_init == 'torch'
+    assert config_from_dict({}).linear_init == config_from_dict(given, with_weights=True).linear_init == 'xavier'
+    with pytest.raises(ValueError, match="linear_init must be 'xavier' or 'torch', got 'zeros'"):
+        config_from_dict({'linear_init': 'zeros'})
+
+
 def test_the_given_dictionary_is_not_changed() -> None:
     entries: Dict[str, Any] = {'encoder': {'size': 'large'}, 'view_transform': {'x_bound': [-54, 54, 0.6]}}
     config_from_dict(entries)

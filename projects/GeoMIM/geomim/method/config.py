@@ -78,9 +78,13 @@ def view_transform_config(entries: Mapping[str, Any]) -> ViewTransformConfig:
     return _record(ViewTransformConfig, {**left, 'grid': grid, 'depth_bins': depth_bins}, where)
 
 
-def config_from_dict(student: Mapping[str, Any]) -> GeoMIMConfig:
+def config_from_dict(student: Mapping[str, Any], with_weights: bool = False) -> GeoMIMConfig:
     """The record of a nested dictionary with the entries ``encoder``, ``decoder``, ``view_transform``, ``target`` and the plain fields of
     :class:`geomim.GeoMIMConfig`.
+
+    Args:
+        student: the dictionary.
+        with_weights: a checkpoint fills the model; what it leaves out starts as published unless ``linear_init`` is given.
 
     Raises:
         ValueError: an unknown entry, named with its place, or values that do not fit.
@@ -88,6 +92,8 @@ def config_from_dict(student: Mapping[str, Any]) -> GeoMIMConfig:
     plain: Dict[str, Any] = {
         name: value for name, value in student.items() if name not in ('encoder', 'decoder', 'view_transform', 'target')
     }
+    if with_weights:
+        plain.setdefault('linear_init', 'torch')
     parts = {
         'encoder': swin_config(student.get('encoder', {})),
         'decoder': _record(DecoderConfig, student.get('decoder', {}), 'student.decoder'),
