@@ -2,29 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, Dict, List, Optional
-
 from mmcv.runner import DefaultOptimizerConstructor
-from torch import nn
 
-from ..adapter.layer_decay import LayerDecay, describe_groups
+from ..adapter.layer_decay import DecaysLayers
 from .host import OPTIMIZER_BUILDERS, run_logger
 
 
 @OPTIMIZER_BUILDERS.register_module()
-class GeoMIMLayerDecayOptimizerConstructor(DefaultOptimizerConstructor):
-    """The groups of :class:`geomim.adapter.layer_decay.LayerDecay`; ``paramwise_cfg`` holds its decay_rate, num_layers, backbone.
+class GeoMIMLayerDecayOptimizerConstructor(DecaysLayers, DefaultOptimizerConstructor):
+    """Options are those of :class:`geomim.adapter.layer_decay.LayerDecay`."""
 
-    Raises:
-        ValueError: another option, a number out of range, an optimizer without ``lr``, a model without a Swin.
-    """
-
-    def __init__(self, optimizer_cfg: Dict[str, Any], paramwise_cfg: Optional[Dict[str, Any]] = None) -> None:
-        super().__init__(optimizer_cfg, paramwise_cfg)
-        self.decay = LayerDecay.from_options(self.paramwise_cfg, type(self).__name__)
-
-    def add_params(self, params: List[Dict[str, Any]], module: nn.Module, **_: Any) -> None:
-        """Append the groups of ``module``'s trainable parameters to ``params``, last layer first."""
-        groups = self.decay.groups(module, self.base_lr, self.base_wd)
-        params.extend(groups)
-        run_logger().info(f'{type(self).__name__}: {describe_groups(groups)}')
+    def log(self, message: str) -> None:
+        run_logger().info(message)

@@ -35,8 +35,9 @@ class GeoMIMPretrainer(BaseDetector):
         teacher: config of a detector that turns point clouds into BEV maps, ``GeoMIMLidarTeacher``.
         init_from: MixMAE or pretraining checkpoint that starts the student; random weights if None.
         num_cams: N, as many as ``data_config.cams``.
-        mask_seed: where ``GeoMIMSeedHook`` tells the iteration, the masks are a function of this seed, the iteration and,
-            unless ``masks_per_rank`` is False, the rank; without the hook torch's own generator draws them.
+        mask_seed: where ``GeoMIMSeedHook`` tells the iteration, the masks are a function of this seed, the iteration and, with
+            ``masks_per_rank``, the rank; without the hook torch's own generator draws them.
+        masks_per_rank: masks of each rank's own; all ranks share them otherwise, as in the published runs.
         init_cfg, pretrained, train_cfg, test_cfg: the fork's; not used.
 
     Raises:
@@ -50,14 +51,14 @@ class GeoMIMPretrainer(BaseDetector):
         init_from: Optional[str] = None,
         num_cams: int = 6,
         mask_seed: int = 0,
-        masks_per_rank: bool = True,
+        masks_per_rank: bool = False,
         init_cfg: Optional[Dict[str, Any]] = None,
         pretrained: Optional[str] = None,
         train_cfg: Optional[Dict[str, Any]] = None,
         test_cfg: Optional[Dict[str, Any]] = None,
     ) -> None:
         super().__init__(init_cfg)
-        config = student_config(student, build_backbone)
+        config = student_config(student, build_backbone, with_weights=init_from is not None)
         self.student = GeoMIM(config)
         self.teacher = DETECTORS.build(teacher)
         self.teacher.record.check_student(config.view_transform.output_grid, config.target.channels)
@@ -96,7 +97,7 @@ class GeoMIMPretrainer(BaseDetector):
 
         Args:
             img_inputs: see :func:`~.rig.read_img_inputs`.
-            points: B clouds (M_b, F) in the augmented LiDAR frame, from the pipeline step ``GeoMIMLidarFrame``.
+            points: B clouds (M_b, F), augmented, in the teacher's frame, from the pipeline step ``GeoMIMLidarFrame``.
             data: ``lidar2key`` (B, 4, 4) and, if depth was projected before, ``gt_depth`` (B, N, H, W) in metres, 0 = none;
                 other entries are not looked at.
 

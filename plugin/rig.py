@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, Sequence, Tuple
 import torch
 from torch import Tensor
 
-from ..method.camera import CameraRig, inverse
+from ..method.camera import CameraRig, homogeneous, inverse
 
 _ENTRIES: Tuple[Tuple[str, Tuple[int, ...]], ...] = (
     ('sensor2egos', (4, 4)),
@@ -35,7 +35,8 @@ def read_img_inputs(img_inputs: Sequence[Any], lidar2key: Any, num_cams: int) ->
     Args:
         img_inputs: imgs (B, n, 3, H, W), camera by camera; sensor2egos and ego2globals (B, n, 4, 4), intrins and post_rots
             (B, n, 3, 3), post_trans (B, n, 3), frame by frame; bda (B, 3, 3) or (B, 4, 4).
-        lidar2key: (B, 4, 4) LiDAR to the ego frame of the first camera, from the pipeline step ``GeoMIMLidarFrame``.
+        lidar2key: (B, 4, 4), the points' frame, which is the LiDAR's unless the pipeline put them elsewhere, to the ego frame of the
+            first camera; from the pipeline step ``GeoMIMLidarFrame``.
         num_cams: N.
 
     Raises:
@@ -65,8 +66,8 @@ def read_img_inputs(img_inputs: Sequence[Any], lidar2key: Any, num_cams: int) ->
             intrinsics=intrins,
             cam2ego=sensor2egos,
             cam2bev=cameras_to_lidar(sensor2egos, ego2globals, lidar2key).to(sensor2egos.dtype),
-            img_aug=_homogeneous(post_rots, post_trans),
-            bev_aug=bda if bda.shape[-1] == 4 else _homogeneous(bda, bda.new_zeros(batch, 3)),
+            img_aug=homogeneous(post_rots, post_trans),
+            bev_aug=bda if bda.shape[-1] == 4 else homogeneous(bda),
         ),
     )
 
@@ -77,15 +78,6 @@ def cameras_to_lidar(sensor2egos: Tensor, ego2globals: Tensor, lidar2key: Tensor
     to_global = ego2globals.double()
     lidar2global = to_global[:, :1] @ lidar2key.double()[:, None]
     return inverse(lidar2global) @ to_global @ sensor2egos.double()
-
-
-def _homogeneous(rotation: Tensor, translation: Tensor) -> Tensor:
-    """(..., 3, 3), (..., 3) -> (..., 4, 4)."""
-    matrix = torch.zeros(*rotation.shape[:-2], 4, 4, dtype=rotation.dtype, device=rotation.device)
-    matrix[..., :3, :3] = rotation
-    matrix[..., :3, 3] = translation
-    matrix[..., 3, 3] = 1
-    return matrix
 
 
 def _check_images(images: Tensor, num_cams: int) -> Tuple[int, int]:
@@ -107,7 +99,7 @@ def _check_shape(name: str, value: Tensor, shape: Tuple[int, ...]) -> None:
 
 
 def check_values(img_inputs: Sequence[Any], lidar2key: Tensor, source: str) -> None:
-    """Raise ``ValueError`` for a value that is not finite or a focal length that is not positive.
+    """Raise ``ValueError`` for another shape, a value that is not finite or a focal length that is not positive.
 
     Args:
         img_inputs: the 7 entries of one sample, as of :func:`read_img_inputs` without B; on the host, for values are read back.
@@ -116,6 +108,8 @@ def check_values(img_inputs: Sequence[Any], lidar2key: Tensor, source: str) -> N
     """
     names = ('imgs', *(name for name, _ in _ENTRIES), 'bda', 'lidar2key')
     entries = dict(zip(names, map(torch.as_tensor, (*img_inputs, lidar2key))))
+    for name, shape in _ENTRIES:
+        _check_shape(name, entries[name], (len(entries['imgs']), *shape))
     for name, value in entries.items():
         bad = ~torch.isfinite(value)
         if bool(bad.any()):

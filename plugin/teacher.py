@@ -6,54 +6,26 @@ Shape legend: B samples, M points, F point features.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Tuple, Union
+from typing import Any, Dict, List, Mapping, Optional, Tuple
 
-import torch
 from mmcv import Config, ConfigDict
 from mmdet3d.models.builder import build_model
-from torch import Tensor
+from torch import Tensor, nn
 
-from ..teachers.base import GridLike
-from ..teachers.sparse_kernels import draw_weights
-from ..teachers.tapped import TappedDetector, TappedTeacher, model_part, point_features
+from ..teachers.tapped import TappedDetector, TappedTeacher
 from .host import DETECTORS, run_logger
-
-DetectorSource = Union[str, Path, Dict[str, Any]]
-
-
-def detector_config(source: DetectorSource) -> ConfigDict:
-    """The model part of a detector's configuration, as a copy: of a model's dict, a dict with ``model``, or a config file.
-
-    Raises:
-        ValueError: no such file, or no model in it.
-    """
-    if not isinstance(source, dict):
-        if not Path(source).is_file():
-            raise ValueError(f'teacher detector {str(source)!r}: no such config file')
-        source = Config.fromfile(str(source))
-    return ConfigDict(model_part(source))
 
 
 class ForkDetector(TappedDetector):
-    """A LiDAR detector of mmdet3d before 1.1 from its configuration, up to a tap.
+    """A detector of mmdet3d before 1.1 up to a tap."""
 
-    Args:
-        source: see :func:`detector_config`.
-        tap: name of the submodule whose output is wanted.
-        index: which map, if that output is a sequence of several.
-        seed: of the weights until a checkpoint replaces them; the global random state is left alone.
+    def read(self, source: str) -> Mapping[str, Any]:
+        if not Path(source).is_file():
+            raise ValueError(f'teacher detector {source!r}: no such config file')
+        return Config.fromfile(source)
 
-    Raises:
-        ValueError: no such detector or tap; a detector that is none of mmdet3d's point cloud detectors.
-    """
-
-    def __init__(self, source: DetectorSource, tap: str, index: Optional[int] = None, seed: int = 0) -> None:
-        config = detector_config(source)
-        features = point_features(config)  # before the build, which may take entries out
-        with torch.random.fork_rng(devices=[]):
-            detector = build_model(config)
-        draw_weights(detector, seed)
-        super().__init__(detector, tap, index, features)
+    def build(self, config: Dict[str, Any]) -> nn.Module:
+        return build_model(ConfigDict(config))
 
     @property
     def point_range(self) -> Optional[Tuple[float, ...]]:
@@ -82,40 +54,10 @@ class ForkDetector(TappedDetector):
 class GeoMIMLidarTeacher(TappedTeacher):
     """A LiDAR detector of the fork whose features at a named submodule are what a student learns.
 
-    Args:
-        detector: a model's config dict or a config file of the fork.
-        tap: the submodule whose output is the map: 'pts_middle_encoder', 'pts_backbone', 'pts_backbone.blocks.0', ...
-        grid: cells of the map, entries of :class:`geomim.method.grid.BEVGrid`; measured with a few points if None.
-        channels: C; measured if None.
-        checkpoint: weights of mmdet3d's CenterPoint or BEVFusion, or of MIT's BEVFusion; None (random) is warned of.
-        checkpoint_layout: 'auto', 'mmdet3d' or 'mit'.
-        index: which map, if the tap gives several.
-        seed: of random weights, so that a resumed run meets the same teacher.
-
-    Raises:
-        ValueError: a detector, tap, grid or checkpoint that does not exist or does not fit.
+    Arguments are those of :class:`geomim.teachers.tapped.TappedTeacher`.
     """
 
-    def __init__(
-        self,
-        detector: DetectorSource,
-        tap: str,
-        grid: Optional[GridLike] = None,
-        channels: Optional[int] = None,
-        checkpoint: Optional[str] = None,
-        checkpoint_layout: str = 'auto',
-        index: Optional[int] = None,
-        seed: int = 0,
-    ) -> None:
-        super().__init__(
-            ForkDetector(detector, tap, index, seed),
-            checkpoint=checkpoint,
-            checkpoint_layout=checkpoint_layout,
-            grid=grid,
-            channels=channels,
-            log=_log,
-        )
+    host = ForkDetector
 
-
-def _log(message: str, level: int) -> None:
-    run_logger().log(level, message)
+    def log(self, message: str, level: int) -> None:
+        run_logger().log(level, message)

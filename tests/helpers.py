@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Mapping, Optional, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -38,6 +40,16 @@ def linked_world(world: Path, root: Path) -> Path:
     for entry in world.iterdir():
         (root / entry.name).symlink_to(entry)
     return root
+
+
+def oriented_image(image: np.ndarray, orientation: int, kind: str = 'JPEG') -> bytes:
+    """A file of (H, W, 3) uint8 BGR pixels whose metadata (EXIF, 1 to 8) tell viewers how to turn and mirror it."""
+    from PIL import Image
+
+    exif, file = Image.Exif(), io.BytesIO()
+    exif[274] = orientation
+    Image.fromarray(np.ascontiguousarray(image[..., ::-1])).save(file, kind, exif=exif)
+    return file.getvalue()
 
 
 def assert_same_tensors(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> None:

@@ -107,12 +107,12 @@ def test_mmcv_is_taken_ready_else_built_in_two_units_else_file_by_file(
             else:
                 raise bootstrap.SetupError('It does not work.')
 
-    wheel = bootstrap.mmcv_wheel(Steps(tmp_path / 'log'), sys.executable, 'mmcv', 'mmcv==2.1.0')
+    wheel = bootstrap.mmcv_wheel(Steps(tmp_path / 'log'), sys.executable, 'mmcv==2.1.0')
     assert wheel.is_file()
     assert works in titles[-1]
     assert titles[0].startswith('ready wheel')
     assert len(units) == (2 if works == 'two units' else 0)
     assert ('file by file' in capsys.readouterr().out) == (works == 'file by file')
     titles.clear()
-    assert bootstrap.mmcv_wheel(Steps(tmp_path / 'log'), sys.executable, 'mmcv', 'mmcv==2.1.0') == wheel
+    assert bootstrap.mmcv_wheel(Steps(tmp_path / 'log'), sys.executable, 'mmcv==2.1.0') == wheel
     assert titles == []

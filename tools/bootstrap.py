@@ -12,6 +12,7 @@ Exit status: 0 ready, 1 a step failed, 3 no suitable Python on this machine, 130
 
 import argparse
 import contextlib
+import fcntl
 import functools
 import hashlib
 import json
@@ -25,7 +26,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterator, NamedTuple, NoReturn, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, Iterator, NamedTuple, Optional, Sequence, Tuple
 
 ROOT = Path(__file__).resolve().parents[1]
 # every pin was tried on the first Python of its files; on 3.9, 3.10 and 3.12 only these hold
@@ -79,11 +80,9 @@ HOST_HELP = (
 class SetupError(Exception):
     """A problem that the user can act on; `status` is the exit status."""
 
-    status = 1
-
-
-class NoPythonError(SetupError):
-    status = 3
+    def __init__(self, message: str, status: int = 1) -> None:
+        super().__init__(message)
+        self.status = status
 
 
 say = functools.partial(print, flush=True)
@@ -130,16 +129,9 @@ def clean_environment() -> Dict[str, str]:
     return {'PIP_PROGRESS_BAR': 'off', **env}
 
 
-def interrupt(_number: int, _frame: Any) -> NoReturn:
-    """Handler by which SIGTERM and a lost terminal act like Ctrl-C."""
-    raise KeyboardInterrupt
-
-
 @contextlib.contextmanager
 def only_one(lock: Path, task: str) -> Iterator[None]:
     """Hold `lock`; the kernel frees it when the process ends in whatever way, so that no stale lock can remain."""
-    import fcntl
-
     with open(lock, 'a', encoding='utf-8') as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -172,10 +164,11 @@ def find_python(host: Host, wanted: Optional[str]) -> Tuple[str, str]:
         found = python_version(candidate)
         if found in host.pythons:
             return candidate, found
-    raise NoPythonError(
+    raise SetupError(
         f'This needs Python {", ".join(host.pythons)} with its venv module; {wanted or "no such interpreter"} '
         f'{"is not that" if wanted else "was found"}. Install one (Debian and Ubuntu: python{host.pythons[0]}-venv '
-        f'and python{host.pythons[0]}-dev) or name one with --python.'
+        f'and python{host.pythons[0]}-dev) or name one with --python.',
+        status=3,
     )
 
 
@@ -186,11 +179,11 @@ def fingerprint(name: str, python: Optional[str]) -> str:
     files += [f'constraints/{file}' for pins in CONSTRAINTS.values() for file in pins]
     facts = [
         name, str(ROOT), python or (running if running in HOSTS[name].pythons else 'any'),
-        os.environ.get('GEOMIM_TORCH', ''), os.environ.get('GEOMIM_SPCONV', ''),
-        str((ROOT / 'plugin/__init__.py').exists()),
-        *((ROOT / file).read_text(encoding='utf-8') for file in files),
+        os.environ.get('GEOMIM_TORCH', ''), os.environ.get('GEOMIM_SPCONV', ''), str((ROOT / 'plugin/__init__.py').exists()),
     ]  # fmt: skip
-    return hashlib.sha256('\0'.join(facts).encode()).hexdigest()
+    return hashlib.sha256(
+        b'\0'.join([*map(os.fsencode, facts), *((ROOT / file).read_bytes() for file in files)])
+    ).hexdigest()
 
 
 def create_venv(steps: Steps, venv: Path, python: str, version: str) -> str:
@@ -231,56 +224,57 @@ def compiler() -> str:
     return named
 
 
-def jobs() -> str:
-    """One compiler a core, as far as memory goes: a file of mmcv takes up to 2 GB."""
-    memory = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
-    return os.environ.get('MAX_JOBS') or str(max(1, min(os.cpu_count() or 1, memory // 2**31)))
+class Package(NamedTuple):
+    """A pinned package ('mmcv==2.1.0') whose wheel is made for an environment's `python` and kept in `folder`."""
 
+    steps: Steps
+    python: str
+    pin: str
+    folder: Path
 
-@contextlib.contextmanager
-def kept_wheel(package: str, *key: str) -> Iterator[Tuple[Path, Optional[Path]]]:
-    """The cache's folder of this `key`, locked, and the wheel of `package` in it if one was made before."""
-    folder = cache_folder() / '-'.join(key).replace('==', '-')
-    folder.mkdir(parents=True, exist_ok=True)
-    with only_one(folder / 'lock', f'building {package}'):
-        yield folder, next(folder.glob(f'{package.replace("-", "_")}-*.whl'), None)
+    @classmethod
+    @contextlib.contextmanager
+    def locked(cls, steps: Steps, python: str, pin: str, *key: str) -> Iterator[Tuple['Package', Optional[Path]]]:
+        """The package in the cache's folder of the `key`, locked, and its wheel if one was made before."""
+        folder = cache_folder() / '-'.join((pin, *key)).replace('==', '-')
+        folder.mkdir(parents=True, exist_ok=True)
+        name = pin.partition('==')[0]
+        with only_one(folder / 'lock', f'building {name}'):
+            yield cls(steps, python, pin, folder), next(folder.glob(f'{name.replace("-", "_")}-*.whl'), None)
 
+    @property
+    def source(self) -> Path:
+        return self.folder / self.pin.replace('==', '-')
 
-def fetch(
-    steps: Steps, title: str, python: str, kind: str, pattern: str, folder: Path, *arguments: str, **env: str
-) -> Path:
-    """`pip download` or `pip wheel`, without dependencies; the one file that it leaves comes to `folder` as a whole."""
-    with tempfile.TemporaryDirectory(dir=str(folder)) as scratch:
-        target = ['-d' if kind == 'download' else '-w', scratch]
-        # pip's own cache of wheels knows neither a changed source nor which torch a wheel belongs to
-        command = [python, '-m', 'pip', '-v', kind, '--no-deps', '--no-cache-dir', *target, *arguments]
-        steps.run(title, command, **env)
-        found = next(Path(scratch).glob(pattern))
-        return found.replace(folder / found.name)
+    def fetch(self, title: str, kind: str, pattern: str, *arguments: str, **env: str) -> Path:
+        """`pip download` or `pip wheel`, without dependencies; the one file that it leaves comes to the folder whole."""
+        with tempfile.TemporaryDirectory(dir=str(self.folder)) as scratch:
+            # pip's own cache of wheels knows neither a changed source nor which torch a wheel belongs to
+            plain = ['-v', kind, '--no-deps', '--no-cache-dir', '-d' if kind == 'download' else '-w', scratch]
+            self.steps.run(title, [self.python, '-m', 'pip', *plain, *arguments], **env)
+            found = next(Path(scratch).glob(pattern))
+            return found.replace(self.folder / found.name)
 
+    def build(self, title: str, prepare: Optional[Callable[[Path], None]] = None, **env: str) -> Path:
+        """Turn the source, as `prepare` changes it, into a wheel.
 
-def build_wheel(
-    steps: Steps, python: str, pin: str, folder: Path, title: str, prepare: Callable[[Path], None], **env: str
-) -> Path:
-    """Turn the source of `pin` ('mmcv==2.1.0'), changed by `prepare`, into a wheel in `folder`.
-
-    The source tree stays there until the wheel is made, so that an interrupted build goes on where it was.
-    """
-    # torch looks for ninja on PATH, and compiles file by file without it
-    env['PATH'] = os.pathsep.join([str(Path(python).parent), os.environ.get('PATH', os.defpath)])
-    source, plain = folder / pin.replace('==', '-'), '--no-build-isolation'
-    if not source.is_dir():
-        arguments = (plain, '--no-binary', pin.partition('==')[0], pin)
-        archive = fetch(steps, f'source of {pin}', python, 'download', '*.tar.gz', folder, *arguments, **env)
-        with tempfile.TemporaryDirectory(dir=str(folder)) as scratch:
-            shutil.unpack_archive(str(archive), scratch)
-            tree = next(Path(scratch).iterdir())
-            prepare(tree)
-            os.replace(str(tree), str(source))
-        archive.unlink()
-    wheel = fetch(steps, title, python, 'wheel', '*.whl', folder, plain, str(source), **env)
-    shutil.rmtree(str(source), ignore_errors=True)
-    return wheel
+        The source tree stays until the wheel is made, so that an interrupted build goes on where it was.
+        """
+        # torch looks for ninja on PATH, and compiles file by file without it
+        env['PATH'] = os.pathsep.join([str(Path(self.python).parent), os.environ.get('PATH', os.defpath)])
+        if not self.source.is_dir():
+            arguments = ('--no-build-isolation', '--no-binary', self.pin.partition('==')[0], self.pin)
+            archive = self.fetch(f'source of {self.pin}', 'download', '*.tar.gz', *arguments, **env)
+            with tempfile.TemporaryDirectory(dir=str(self.folder)) as scratch:
+                shutil.unpack_archive(str(archive), scratch)
+                tree = next(Path(scratch).iterdir())
+                if prepare is not None:
+                    prepare(tree)
+                os.replace(str(tree), str(self.source))
+            archive.unlink()
+        wheel = self.fetch(title, 'wheel', '*.whl', '--no-build-isolation', str(self.source), **env)
+        shutil.rmtree(str(self.source), ignore_errors=True)
+        return wheel
 
 
 def unite_sources(tree: Path) -> None:
@@ -301,53 +295,51 @@ def unite_sources(tree: Path) -> None:
         (folder / 'unit.cpp').write_text('\n'.join([*unit, '']), encoding='utf-8')
 
 
-def mmcv_wheel(steps: Steps, python: str, package: str, pin: str) -> Path:
+def mmcv_wheel(steps: Steps, python: str, pin: str) -> Path:
     """mmcv with its operators for exactly this torch and Python: kept, else a ready wheel that fits, else compiled."""
     probe = subprocess.run([python, '-c', TORCH_PROBE], stdout=subprocess.PIPE, env=clean_environment(), check=True)
     facts = json.loads(probe.stdout.decode())
-    cuda = package == 'mmcv' and facts['gpu'] and shutil.which('nvcc') is not None
-    key = (pin, 'torch', facts['torch'], facts['tag'], facts['platform'], *(['cuda'] if cuda else []))
-    with kept_wheel(package, *key) as (folder, kept):
-        return (
-            kept or ready_wheel(steps, python, pin, folder, facts) or compiled(steps, python, pin, folder, facts, cuda)
-        )
+    cuda = pin.startswith('mmcv==') and facts['gpu'] and shutil.which('nvcc') is not None
+    key = ('torch', facts['torch'], facts['tag'], facts['platform'], *(['cuda'] if cuda else []))
+    with Package.locked(steps, python, pin, *key) as (mmcv, kept):
+        return kept or ready_wheel(mmcv, facts) or compiled(mmcv, facts, cuda)
 
 
-def ready_wheel(steps: Steps, python: str, pin: str, folder: Path, facts: Dict[str, Any]) -> Optional[Path]:
+def ready_wheel(mmcv: Package, facts: Dict[str, Any]) -> Optional[Path]:
     """OpenMMLab's own wheel, None where there is none."""
     flavour = 'cu' + facts['cuda'].replace('.', '') if facts['cuda'] else 'cpu'
-    if not pin.startswith('mmcv==') or not facts['torch'].startswith('2.1.') or flavour not in READY_FLAVOURS:
+    if not mmcv.pin.startswith('mmcv==') or not facts['torch'].startswith('2.1.') or flavour not in READY_FLAVOURS:
         return None
-    title = f'ready wheel of {pin} for torch 2.1 and {flavour}, from OpenMMLab (else it is compiled)'
+    title = f'ready wheel of {mmcv.pin} for torch 2.1 and {flavour}, from OpenMMLab (else it is compiled)'
     arguments = ['--no-index', '--only-binary', ':all:', '--retries', '0', '--timeout', '10']
-    arguments += ['--find-links', READY.format(flavour), pin]
     with contextlib.suppress(SetupError):
-        return fetch(steps, title, python, 'download', '*.whl', folder, *arguments)
+        return mmcv.fetch(title, 'download', '*.whl', *arguments, '--find-links', READY.format(flavour), mmcv.pin)
     return None
 
 
-def compiled(steps: Steps, python: str, pin: str, folder: Path, facts: Dict[str, Any], cuda: bool) -> Path:
+def compiled(mmcv: Package, facts: Dict[str, Any], cuda: bool) -> Path:
     """mmcv's operators for CUDA, else those for the CPU in two units, else file by file."""
     if not facts['headers']:
         raise SetupError('mmcv is built from source, but Python.h is missing (Debian and Ubuntu: python3-dev).')
-    env = {'MMCV_WITH_OPS': '1', 'FORCE_CUDA': '1' if cuda else '0', 'MAX_JOBS': jobs(), 'CXX': compiler()}
-
-    def build(how: str, prepare: Callable[[Path], None] = lambda tree: None, **more: str) -> Path:
-        title = f'compile {pin} {how}, once; the wheel is kept in {folder}'
-        return build_wheel(steps, python, pin, folder, title, prepare, **env, **more)
-
+    # one compiler a core, as far as memory goes: a file of mmcv takes up to 2 GB
+    memory = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
+    jobs = os.environ.get('MAX_JOBS') or str(max(1, min(os.cpu_count() or 1, memory // 2**31)))
+    env = {'MMCV_WITH_OPS': '1', 'FORCE_CUDA': str(int(cuda)), 'MAX_JOBS': jobs, 'CXX': compiler()}
+    title = f'compile {mmcv.pin} {{}}, once; the wheel is kept in {mmcv.folder}'
     if cuda:
-        return build('with CUDA')
+        return mmcv.build(title.format('with CUDA'), **env)
     if facts['gpu']:
-        say(f'- {pin} gets its CPU operators only' + (': a GPU but no nvcc' if pin.startswith('mmcv==') else ''))
+        say(f'- {mmcv.pin} gets its CPU operators only' + (': a GPU but no nvcc' if 'full' not in mmcv.pin else ''))
     env['CUDA_VISIBLE_DEVICES'] = ''
     try:
         # CPPFLAGS come last among the compiler's flags; without debug information it takes half the time
-        return build('in two units', unite_sources, CPPFLAGS='-g0')
+        return mmcv.build(title.format('in two units'), unite_sources, CPPFLAGS='-g0', **env)
     except SetupError as error:
-        say(f'  {error}\n- {pin} does not build in two units here: now file by file, which takes ten times as long')
-        shutil.rmtree(str(folder / pin.replace('==', '-')), ignore_errors=True)
-        return build('file by file')
+        say(
+            f'  {error}\n- {mmcv.pin} does not build in two units here: now file by file, which takes ten times as long'
+        )
+        shutil.rmtree(str(mmcv.source), ignore_errors=True)
+        return mmcv.build(title.format('file by file'), **env)
 
 
 def lift_bounds(source: Path) -> None:
@@ -362,8 +354,8 @@ def lift_bounds(source: Path) -> None:
 
 def mmdet3d_wheel(steps: Steps, python: str, pin: str, mmcv: str) -> Path:
     """mmdet3d 1.0.0rc4, pure Python, that accepts the pinned mmcv."""
-    with kept_wheel('mmdet3d', pin, mmcv) as (folder, kept):
-        return kept or build_wheel(steps, python, pin, folder, f'wheel of {pin}', lift_bounds, CUDA_VISIBLE_DEVICES='')
+    with Package.locked(steps, python, pin, mmcv) as (mmdet3d, kept):
+        return kept or mmdet3d.build(f'wheel of {pin}', lift_bounds, CUDA_VISIBLE_DEVICES='')
 
 
 def install(host: Host, venv: Path, wanted: Optional[str]) -> None:
@@ -392,7 +384,7 @@ def install(host: Host, venv: Path, wanted: Optional[str]) -> None:
     tools = ['pip>=21.3', pins['numpy'], *([setuptools, 'wheel', 'ninja'] if host.mmcv else [])]
     pip(f'{" ".join(torch)} and build tools', *torch, *tools)
     if host.mmcv:
-        wheels = [mmcv_wheel(steps, inside, host.mmcv, pins[host.mmcv])]
+        wheels = [mmcv_wheel(steps, inside, pins[host.mmcv])]
         if 'mmdet3d' in host.packages:
             wheels.append(mmdet3d_wheel(steps, inside, pins['mmdet3d'], pins[host.mmcv]))
         names = ' and '.join(wheel.name.partition('-')[0] for wheel in wheels)
@@ -414,9 +406,7 @@ def prepare(args: argparse.Namespace) -> None:
             if stamp.exists():
                 stamp.unlink()
             install(HOSTS[args.host], venv, args.python)
-            scratch = stamp.with_name(stamp.name + '.new')
-            scratch.write_text(wanted, encoding='utf-8')
-            os.replace(str(scratch), str(stamp))
+            stamp.write_text(wanted, encoding='utf-8')
     say(f'Environment {venv} is ready.')
 
 
@@ -429,7 +419,7 @@ def main() -> int:
     # a shell may have started us with SIGINT ignored; nohup asks to go on without a terminal
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
-            signal.signal(number, interrupt)
+            signal.signal(number, signal.default_int_handler)
     try:
         prepare(parser.parse_args())
     except KeyboardInterrupt:

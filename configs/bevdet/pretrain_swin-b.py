@@ -57,17 +57,16 @@ geomim_pipeline = [
     geomim_sweeps,
     geomim_frame,
     geomim_range,
-    dict(type='PointShuffle'),
     geomim_format,
     geomim_collect,
 ]
 
 geomim_optimizer = dict(_delete_=True, type='AdamW', lr=2e-4, weight_decay=0.01)
 geomim_optimizer_config = dict(_delete_=True, grad_clip=dict(max_norm=35, norm_type=2))
+# as published: down by the cosine once an epoch; `by_epoch=False` takes a step every iteration
 geomim_lr_config = dict(
     _delete_=True,
     policy='CosineAnnealing',
-    by_epoch=False,
     warmup='linear',
     warmup_iters=500,
     warmup_ratio=1.0 / 3,

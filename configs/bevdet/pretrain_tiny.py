@@ -64,7 +64,6 @@ geomim_pipeline = [
     {{_base_.geomim_sweeps}},
     {{_base_.geomim_frame}},
     {{_base_.geomim_range}},
-    dict(type='PointShuffle'),
     {{_base_.geomim_format}},
     {{_base_.geomim_collect}},
 ]

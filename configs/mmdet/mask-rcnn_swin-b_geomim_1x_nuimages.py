@@ -13,14 +13,14 @@ model = dict(
     roi_head=dict(bbox_head=dict(num_classes=len(class_names)), mask_head=dict(num_classes=len(class_names))),
 )
 train_pipeline = [
-    dict(type='LoadImageFromFile'),
+    dict(type='LoadImageFromFile', color_type='color_ignore_orientation'),
     dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
     dict(type='RandomResize', scale=[(1280, 720), (1920, 1080)], keep_ratio=True),
     dict(type='RandomFlip', prob=0.5),
     dict(type='PackDetInputs'),
 ]
 test_pipeline = [
-    dict(type='LoadImageFromFile'),
+    dict(type='LoadImageFromFile', color_type='color_ignore_orientation'),
     dict(type='Resize', scale=(1600, 900), keep_ratio=True),
     dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
     _base_.test_pipeline[-1],

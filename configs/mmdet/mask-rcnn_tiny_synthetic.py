@@ -22,13 +22,13 @@ model = dict(
     test_cfg=dict(rpn=dict(max_per_img=200), rcnn=dict(score_thr=0.01)),  # a short run is sure of nothing
 )
 train_pipeline = [
-    dict(type='LoadImageFromFile'),
+    dict(type='LoadImageFromFile', color_type='color_ignore_orientation'),
     dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
     dict(type='RandomFlip', prob=0.5),
     dict(type='PackDetInputs'),
 ]
 test_pipeline = [
-    dict(type='LoadImageFromFile'),
+    dict(type='LoadImageFromFile', color_type='color_ignore_orientation'),
     dict(type='Resize', scale_factor=1.0, keep_ratio=True),
     *_base_.test_pipeline[2:],
 ]

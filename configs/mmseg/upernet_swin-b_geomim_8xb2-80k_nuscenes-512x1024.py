@@ -51,7 +51,7 @@ model = dict(
     decode_head=dict(in_channels=[128, 256, 512, 1024], num_classes=len(class_names), loss_decode=labelled),
     auxiliary_head=dict(in_channels=512, num_classes=len(class_names), loss_decode=labelled),
 )
-load = [dict(type='LoadImageFromFile'), dict(type='LoadAnnotations')]
+load = [dict(type='LoadImageFromFile', color_type='color_ignore_orientation'), dict(type='LoadAnnotations')]
 train_pipeline = [
     *load,
     dict(type='RandomResize', scale=(1600, 900), ratio_range=(0.6, 1.5), keep_ratio=True),
@@ -61,6 +61,7 @@ train_pipeline = [
     dict(type='PackSegInputs'),
 ]
 test_pipeline = [*load, dict(type='PackSegInputs')]
+tta_pipeline = [load[0], *_base_.tta_pipeline[1:]]
 dataset = dict(
     _delete_=True,
     type='BaseSegDataset',

@@ -125,7 +125,7 @@ def test_data_fit_the_model(name: str, read_config: Read, build_empty: Build) ->
         )
         check(config, model, dataset, training)
     train = datasets(config)[0].pipeline
-    assert any(step['type'] == 'LoadPointsFromFile' for step in train) == model.uses_depth_labels
+    assert any(step['type'] == 'LoadSurroundPoints' for step in train) == model.uses_depth_labels
 
 
 def check_boxes(config: Config, model: Any, dataset: Config, training: bool) -> None:

@@ -285,6 +285,41 @@ def test_settings_of_detectors_that_do_not_fit() -> None:
         build('BEVDet4D', num_adj=-1)
     with pytest.raises(ValueError, match='stage 0'):
         build('BEVStereo4D', img_backbone=small('BEVDet4D')['img_backbone'])
+    for weight in (float('nan'), float('inf'), -1.0):
+        view = dict(small('BEVDepth4D')['img_view_transformer'], loss_depth_weight=weight)
+        with pytest.raises(ValueError, match=f'loss_depth_weight must be a finite number of at least 0, got {weight}'):
+            build('BEVDepth4D', img_view_transformer=view)
+
+
+@pytest.mark.parametrize(
+    'part, change',
+    [
+        ('img_neck', dict(in_channels=[16, 24])),
+        (
+            'img_neck',
+            dict(
+                type='FPN_LSS',
+                in_channels=40,
+                out_channels=8,
+                input_feature_index=(0, 1),
+                extra_upsample=None,
+                scale_factor=2,
+            ),
+        ),
+        ('img_bev_encoder_backbone', dict(numC_input=2 * CHANNELS + 1)),
+        ('img_bev_encoder_neck', dict(in_channels=25)),
+        ('pts_bbox_head', dict(in_channels=9)),
+    ],
+)
+@pytest.mark.parametrize('kind', ['BEVDet', 'BEVDepth4D'])
+def test_channels_that_do_not_fit_name_the_part_of_the_config(
+    kind: str, part: str, change: Dict[str, Any], make_inputs: Any
+) -> None:
+    model = small(kind)
+    settings = {**({} if 'type' in change else model[part]), **change}
+    model = build(kind, **{part: settings})
+    with pytest.raises(ValueError, match=rf'model\.{part} .*expected input.* channels'):
+        model(make_inputs(model.num_frames), make_samples(1), mode='loss')
 
 
 def test_the_head_takes_the_detectors_settings() -> None:

@@ -21,6 +21,8 @@ def test_encoders_and_necks_of_odd_settings() -> None:
     assert neck(maps).shape == (1, 8, 16, 16)
     with pytest.raises(ValueError, match='scale_factor must fit'):
         FPN_LSS(24, 8, scale_factor=4, input_feature_index=(0, 1))(maps)
+    with pytest.raises(ValueError, match=r'2 maps for input_feature_index \(0, 2\)'):
+        FPN_LSS(24, 8)(maps)
     fpn = CustomFPN([8, 16], 4, out_ids=[1])
     assert fpn(maps).shape == (1, 4, 8, 8)
     with pytest.raises(ValueError, match='1 maps, expected 2'):

@@ -49,6 +49,14 @@ def test_every_entry_arrives() -> None:
     hash(config)  # a frozen record of tuples, whatever the lists were
 
 
+def test_what_a_checkpoint_leaves_out_starts_as_published() -> None:
+    given: Dict[str, Any] = {'linear_init': 'xavier'}
+    assert config_from_dict({}, with_weights=True).linear_init == 'torch'
+    assert config_from_dict({}).linear_init == config_from_dict(given, with_weights=True).linear_init == 'xavier'
+    with pytest.raises(ValueError, match="linear_init must be 'xavier' or 'torch', got 'zeros'"):
+        config_from_dict({'linear_init': 'zeros'})
+
+
 def test_the_given_dictionary_is_not_changed() -> None:
     entries: Dict[str, Any] = {'encoder': {'size': 'large'}, 'view_transform': {'x_bound': [-54, 54, 0.6]}}
     config_from_dict(entries)
@@ -68,6 +76,13 @@ def test_the_given_dictionary_is_not_changed() -> None:
         ({'view_transform': {'axis_order': 'zy'}}, "got 'zy'"),
         ({'target': {'patch': 3}}, r'student.target: unknown entries patch'),
         ({'copies': 1}, 'copies must be at least 2'),
+        ({'copies': 2.5}, r'student\.copies must be a whole number, got 2\.5'),
+        ({'copies': None}, r'student\.copies must be'),
+        ({'decoder': {'cross_view_after': [2, 5.5]}}, r'student\.decoder\.cross_view_after must be a whole number'),
+        ({'encoder': {'size': 'tiny', 'embed_dims': '96'}}, r"student\.encoder\.embed_dims must be .* got '96'"),
+        ({'encoder': {'drop_path_rate': float('nan')}}, r'student\.encoder\.drop_path_rate must be a finite number'),
+        ({'depth_loss_weight': float('nan')}, r'student\.depth_loss_weight must be a finite number, got nan'),
+        ({'depth_loss_weight': -0.01}, r'depth_loss_weight must be a finite number of at least 0, got -0\.01'),
     ],
 )
 def test_wrong_entries_are_named_with_their_place(entries: Dict[str, Any], message: str) -> None:

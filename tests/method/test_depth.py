@@ -237,12 +237,14 @@ def test_a_saturated_softmax_gives_the_loss_of_torch_and_finite_gradients(gap: f
             torch.tensor([[0.0, 1, 2], [3, math.nan, 5], [math.inf, 0, 0]]),
             '2 of 3 points are not finite, the first in row 1',
         ),
+        (torch.tensor([[0.0, 1, math.inf], [3, 4, -math.inf]]), '2 of 2 points are not finite, the first in row 0'),
     ],
 )
 def test_point_clouds_that_cannot_be_used_are_named(points: Tensor, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         check_points(points, 'sweep.bin')
     check_points(torch.zeros(1, 3))
+    check_points(torch.full((4, 3), 3e38))  # finite, though their sum is not
 
 
 def test_projection_of_all_cameras_equals_each_alone(make_rig: MakeRig) -> None:

@@ -49,6 +49,7 @@ def test_a_generator_decides_the_masks_and_every_cell_is_hidden_equally_often() 
         ((0, 64), 2, r'0 x 64'),
         ((10, 64), 2, r'10 x 64 .* 32 x 64 would be'),
         ((64, 64), 1, r'copies must be at least 2 .* got 1'),
+        ((64, 64), 2.5, r'copies must be at least 2 and a whole number .* got 2\.5'),
         ((64, 64), 5, r'4 mask cells, fewer than 5 copies'),
     ],
 )

@@ -313,3 +313,41 @@ def test_defaults_are_the_papers() -> None:
     assert config.view_transform.output_grid.shape == (180, 180)
     assert (config.decoder.dim, config.decoder.num_heads, config.decoder.depth) == (512, 16, 8)
     assert (config.copies, config.depth_loss_weight, config.target.patch_size) == (2, 0.01, 18)
+
+
+def published_start(name: str, value: Tensor, like: Tensor) -> bool:
+    """Whether a tensor of linear layers and bias tables is what torch and the published code make of it at the start.
+
+    Args:
+        name, value: the tensor.
+        like: the layer's weight, for its inputs.
+    """
+    if name.endswith('relative_position_bias_table'):
+        return not value.any()
+    if 'cross_view' in name and ('attn.proj' in name or 'mlp.fc2' in name):
+        return not value.any()
+    limit = like.shape[1] ** -0.5
+    spread = float(value.detach().pow(2).mean().sqrt()) / (limit / 3**0.5)
+    return bool(value.abs().max() <= limit) and 0.5 < spread < 1.5
+
+
+@pytest.mark.parametrize('linear_init', ['torch', 'xavier'])
+def test_linear_layers_start_as_published_where_a_checkpoint_is_given(make_config: Make, linear_init: str) -> None:
+    config = make_config(linear_init=linear_init)
+    model = GeoMIM(config)
+    tables = {name: value for name, value in model.named_parameters() if name.endswith('position_bias_table')}
+    layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, torch.nn.Linear)}
+    weights = {f'{name}.weight': (layer.weight, layer.weight) for name, layer in layers.items()}
+    biases = {f'{name}.bias': (layer.bias, layer.weight) for name, layer in layers.items() if layer.bias is not None}
+    ofs = {**weights, **biases, **{name: (value, value) for name, value in tables.items()}}
+    assert len(ofs) > 60
+    odd = [name for name, (value, like) in ofs.items() if value.numel() >= 8 and not published_start(name, value, like)]
+    assert bool(odd) == (linear_init == 'xavier'), odd
+    if linear_init == 'xavier':
+        assert not any(value.any() for value, _ in biases.values())
+    # the rest, drawn as ever: norms at 1 and 0, embeddings, convolutions
+    torch.manual_seed(0)
+    one = GeoMIM(config).state_dict()
+    torch.manual_seed(0)
+    other = GeoMIM(replace(config, linear_init='xavier')).state_dict()
+    assert [name for name in one if name not in ofs and not torch.equal(one[name], other[name])] == []

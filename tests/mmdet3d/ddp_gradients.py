@@ -1,6 +1,6 @@
 """Gradients of two samples: in one process their mean, under torchrun what DistributedDataParallel makes of a sample a rank.
 
-Batch norms stand in evaluation mode, for their batch statistics would rightly differ.
+Batch norms stand in evaluation mode, for their batch statistics would rightly differ. All ranks share the masks, as is the default.
 
     [torchrun --nproc-per-node=2] ddp_gradients.py DATA_ROOT OUTPUT_PREFIX
 """
@@ -25,7 +25,7 @@ def main() -> None:
         init_dist('pytorch', backend='nccl')  # the adapter turns it into gloo where there is no GPU
     dataset = DATASETS.build({**config.train_dataloader.dataset, 'pipeline': config.val_dataloader.dataset.pipeline})
     torch.manual_seed(0)
-    model = MODELS.build({**config.model, 'masks_per_rank': False}).train()
+    model = MODELS.build(config.model).train()
     with torch.no_grad():  # the identity start of cross-view attention would leave gradients zero
         for value in model.student.parameters():
             value.add_(torch.randn_like(value) * 0.02)

@@ -6,7 +6,7 @@ import importlib
 import json
 import shutil
 from pathlib import Path
-from typing import Any, Callable, Dict, List
+from typing import Any, Callable, Dict, Iterator, List
 
 import cv2
 import numpy as np
@@ -21,7 +21,7 @@ from mmengine.config import Config
 from geomim.nuscenes import image_labels
 from geomim.nuscenes.image_labels import CLASSES, UNLABELLED, make_image_labels, outline, points_in_image
 
-from ..helpers import assert_same_tensors, linked_world, run_quietly
+from ..helpers import assert_same_tensors, linked_world, oriented_image, run_quietly
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ROOT / 'configs'
@@ -33,6 +33,7 @@ FULL = {
     'mmseg': 'upernet_swin-b_geomim_8xb2-80k_nuscenes-512x1024.py',
 }
 HOSTS = ('mmdet', 'mmseg')
+WAYMO = [f'mmdet3d/waymo/{path.name}' for path in sorted((CONFIGS / 'mmdet3d' / 'waymo').glob('*.py'))]
 
 
 @pytest.fixture(scope='module')
@@ -98,6 +99,36 @@ def test_outlines_cover_the_projected_points_of_their_objects(labelled_world: Pa
         assert coco.annToMask(one).sum() == pytest.approx(one['area'], rel=0.1)
         x, y, width, height = one['bbox']
         np.testing.assert_allclose([*polygon.min(0), *polygon.max(0)], [x, y, x + width, y + height], atol=0.02)
+
+
+def image_loaders(part: Any) -> Iterator[Dict[str, Any]]:
+    """Every step of a configuration that reads image files."""
+    if isinstance(part, dict):
+        if part.get('type') in ('LoadImageFromFile', 'LoadMultiViewImageFromFiles'):
+            yield {key: value for key, value in part.items() if key != '_scope_'}
+        part = list(part.values())
+    if isinstance(part, (list, tuple)):
+        for inner in part:
+            yield from image_loaders(inner)
+
+
+@pytest.mark.parametrize('name', [f'{host}/{names[host]}' for names in (TINY, FULL) for host in HOSTS] + WAYMO)
+def test_images_are_read_as_the_labels_have_them(name: str, tmp_path: Path) -> None:
+    """Labels refer to stored pixels, whatever orientation the metadata tell."""
+    import mmdet3d.datasets.transforms  # noqa: F401
+    from mmdet3d.registry import TRANSFORMS
+
+    image = np.random.default_rng(0).integers(0, 256, (24, 40, 3), dtype=np.uint8)
+    path = tmp_path / 'turned.png'
+    path.write_bytes(oriented_image(image, 6, 'PNG'))
+    loaders = list(image_loaders(Config.fromfile(CONFIGS / name).to_dict()))
+    assert loaders
+    views = {'CAM_FRONT': dict(img_path=str(path), cam2img=np.eye(4), lidar2cam=np.eye(4))}
+    for loader in loaders:
+        several = loader['type'] == 'LoadMultiViewImageFromFiles'
+        results = dict(images=views) if several else dict(img_path=str(path))
+        loaded = TRANSFORMS.build(loader)(results)['img']
+        np.testing.assert_array_equal(loaded[0] if several else loaded, image)
 
 
 def test_outline_of_a_cube() -> None:

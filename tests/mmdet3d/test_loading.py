@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any, Dict
 
@@ -10,7 +11,13 @@ import numpy as np
 import pytest
 from mmdet3d.structures import LiDARPoints
 
-from geomim.mmdet3d.loading import LoadCameraRig, LoadSurroundImages, LoadSurroundSweeps
+from geomim.mmdet3d.loading import (
+    CheckPointCloud,
+    LoadCameraRig,
+    LoadSurroundImages,
+    LoadSurroundPoints,
+    LoadSurroundSweeps,
+)
 
 NAMES = ['CAM_A', 'CAM_B', 'CAM_C']
 
@@ -55,6 +62,9 @@ def test_intrinsics_of_four_rows_are_cut() -> None:
         ('lidar2cam', np.full((4, 4), np.inf).tolist(), 'CAM_B: lidar2cam .*not finite'),
         ('cam2ego', np.eye(3).tolist(), r'CAM_B: cam2ego has shape \(3, 3\)'),
         ('cam2ego', None, "CAM_B: no 'cam2ego'"),
+        ('cam2img', np.eye(3).tolist(), 'abc, camera CAM_B: cam2img is the identity'),
+        ('cam2ego', (2 * np.eye(4)).tolist(), 'abc, camera CAM_B: cam2ego has a last row other than 0 0 0 1'),
+        ('lidar2cam', np.diag([1.2, 1.2, 1.2, 1]).tolist(), r'abc, camera CAM_B: lidar2cam is scaled by 1\.2'),
     ],
 )
 def test_bad_calibration_is_named(key: str, value: Any, message: str) -> None:
@@ -65,6 +75,23 @@ def test_bad_calibration_is_named(key: str, value: Any, message: str) -> None:
         results['images']['CAM_B'][key] = value
     with pytest.raises(ValueError, match=message):
         LoadCameraRig().transform(results)
+
+
+@pytest.mark.parametrize('lidar_is_ego', [False, True])
+def test_a_zero_matrix_is_named(lidar_is_ego: bool) -> None:
+    results: Dict[str, Any] = {'token': 'abc', 'images': {name: camera() for name in NAMES}}
+    results['images']['CAM_B']['lidar2cam'] = np.zeros((4, 4)).tolist()
+    with pytest.raises(ValueError, match='abc, camera CAM_B: lidar2cam has a last row other than 0 0 0 1'):
+        LoadCameraRig(lidar_is_ego=lidar_is_ego).transform(results)
+
+
+def test_a_doubt_is_told_once_per_pipeline() -> None:
+    rig = LoadCameraRig()
+    with pytest.warns(UserWarning, match='doubtful data: sample abc, camera CAM_A: its pose lets it look straight up'):
+        rig.transform({'token': 'abc', 'images': {name: camera() for name in NAMES}})
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        rig.transform({'token': 'def', 'images': {name: camera() for name in NAMES}})
 
 
 def test_absent_and_repeated_cameras_are_named() -> None:
@@ -131,6 +158,88 @@ def test_past_sweeps_lie_where_the_vehicle_saw_them(tmp_path: Path) -> None:
     np.testing.assert_allclose(points[50:, :3], clouds[0], atol=1e-4)
     np.testing.assert_allclose(points[50:, 4], 0.5)
     assert loaded['lidar_sweeps'][0] is sweep
+
+
+def cloud_and_sweep(folder: Path, **changes: Any) -> Dict[str, Any]:
+    """A key cloud and one past sweep in a file; ``changes`` of the sweep's entries."""
+    points = np.random.default_rng(0).uniform(-20, 20, (50, 5)).astype(np.float32)
+    points.tofile(folder / 'past.bin')
+    entries = dict(lidar_path=str(folder / 'past.bin'), lidar2sensor=np.eye(4).tolist(), timestamp=9.5)
+    entries.update(changes)
+    sweep = dict(timestamp=entries.pop('timestamp'), lidar_points=entries)
+    key = LiDARPoints(points, points_dim=5)
+    return {'token': 'abc', 'lidar_path': 'key.bin', 'points': key, 'timestamp': 10.0, 'lidar_sweeps': [sweep]}
+
+
+def shifted(metres: float) -> Any:
+    matrix = np.eye(4)
+    matrix[0, 3] = metres
+    return matrix.tolist()
+
+
+@pytest.mark.parametrize(
+    'changes, message',
+    [
+        (dict(lidar_path='gone.bin'), r'point cloud gone\.bin cannot be read'),
+        (
+            dict(lidar2sensor=shifted(3000.0)),
+            r'abc, past sweep .*past\.bin lies 3000 m from the key frame, 0\.5 s apart',
+        ),
+        (dict(lidar2sensor=np.zeros((4, 4)).tolist()), r'abc, past sweep .*past\.bin: lidar2sensor has a last row'),
+        (
+            dict(lidar2sensor=np.full((4, 4), np.nan).tolist()),
+            r'past\.bin: lidar2sensor holds values that are not finite',
+        ),
+        (dict(timestamp=-990.0), r'abc, past sweep .*past\.bin: its time stamp lies 1000 s before'),
+        (dict(timestamp=9.5e6), r'past\.bin: its time stamp lies .* time stamps are not in seconds'),
+        (dict(timestamp=float('nan')), r'past\.bin: its time stamp lies nan s'),
+    ],
+)
+def test_a_sweep_that_cannot_belong_is_named(tmp_path: Path, changes: Dict[str, Any], message: str) -> None:
+    step = LoadSurroundSweeps(sweeps_num=9, load_dim=5, use_dim=5)
+    assert len(step.transform(cloud_and_sweep(tmp_path))['points']) == 100
+    with pytest.raises(ValueError, match=message):
+        step.transform(cloud_and_sweep(tmp_path, **changes))
+
+
+def test_time_stamps_do_not_matter_where_the_time_is_not_used(tmp_path: Path) -> None:
+    step = LoadSurroundSweeps(sweeps_num=9, load_dim=5, use_dim=4)
+    assert step.transform(cloud_and_sweep(tmp_path, timestamp=9.5e6))['points'].shape == (100, 4)
+
+
+@pytest.mark.parametrize(
+    'size, message', [(0, 'is empty'), (402, '402 values are no whole'), (399.5, 'cannot be read')]
+)
+def test_a_file_of_points_that_is_cut_is_named(tmp_path: Path, size: float, message: str) -> None:
+    """Of the key frame and of a sweep."""
+    path = tmp_path / 'cut.bin'
+    path.write_bytes(np.ones(1000, np.float32).tobytes()[: int(size * 4)])
+    loader = LoadSurroundPoints(coord_type='LIDAR', load_dim=5, use_dim=5)
+    with pytest.raises(ValueError, match=rf'cut\.bin.* {message}|cut\.bin: {message}'):
+        loader.transform({'lidar_points': {'lidar_path': str(path)}})
+    with pytest.raises(ValueError, match=rf'cut\.bin.* {message}|cut\.bin: {message}'):
+        LoadSurroundSweeps(load_dim=5, use_dim=5).transform(cloud_and_sweep(tmp_path, lidar_path=str(path)))
+
+
+def test_four_features_read_as_five_are_refused(tmp_path: Path) -> None:
+    points = np.random.default_rng(0).uniform((-40, -40, -2, 0), (40, 40, 1, 255), (4000, 4)).astype(np.float32)
+    points.tofile(tmp_path / 'four.bin')
+    where = {'lidar_points': {'lidar_path': str(tmp_path / 'four.bin')}}
+    with pytest.raises(ValueError, match=r'four\.bin: read as points of 5 features.*load_dim=4'):
+        LoadSurroundPoints(coord_type='LIDAR', load_dim=5, use_dim=5).transform(dict(where))
+    loaded = LoadSurroundPoints(coord_type='LIDAR', load_dim=4, use_dim=4).transform(dict(where))
+    np.testing.assert_array_equal(loaded['points'].tensor.numpy(), points)
+
+
+def test_clouds_that_teach_nothing_are_refused(tmp_path: Path) -> None:
+    """An empty key frame, which past sweeps would hide, and a cloud out of reach."""
+    results = cloud_and_sweep(tmp_path)
+    beyond = LiDARPoints(results['points'].tensor + 1000, points_dim=5)
+    with pytest.raises(ValueError, match=r'abc, key\.bin: no point lies within 200 m of the LiDAR'):
+        CheckPointCloud().transform(dict(results, points=beyond))
+    results['points'] = results['points'][:0]
+    with pytest.raises(ValueError, match=r'abc, key\.bin: the point cloud is empty'):
+        LoadSurroundSweeps(load_dim=5, use_dim=5).transform(results)
 
 
 def test_first_keyframe_without_sweeps_is_padded() -> None:

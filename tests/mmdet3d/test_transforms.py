@@ -226,7 +226,7 @@ def test_real_keyframe_through_mmdet3ds_dataset() -> None:
     load = [
         {'type': 'LoadCameraRig'},
         {'type': 'LoadSurroundImages'},
-        {'type': 'LoadPointsFromFile', 'coord_type': 'LIDAR', 'load_dim': 5, 'use_dim': 5},
+        {'type': 'LoadSurroundPoints', 'coord_type': 'LIDAR', 'load_dim': 5, 'use_dim': 5},
         {'type': 'LoadSurroundSweeps', 'sweeps_num': 9, 'load_dim': 5, 'use_dim': 5, 'pad_empty_sweeps': True},
         {'type': 'CheckPointCloud'},
         {'type': 'PointsRangeFilter', 'point_cloud_range': [-54.0, -54.0, -5.0, 54.0, 54.0, 3.0]},

@@ -300,3 +300,103 @@ print(json.dumps(dict(
     images=list(sample['img_inputs'][0].shape), keys=sorted(sample),
     parameters=sum(p.numel() for p in model.parameters()), map=[record.channels, list(record.grid.shape)])))
 """
+
+
+@FORKS
+def test_points_and_cameras_meet_through_the_real_steps(
+    name: str, checkout_of: Callable[[str], Checkout], tmp_path: Path
+) -> None:
+    """The fork's loaders, augmentation and depth; moved points, a translation and UTM poses are put between them."""
+    checkout = checkout_of(name)
+    checkout.write(
+        'tiny', block_of_docs(f'{checkout.configs}/pretrain.py').replace('pretrain_swin-b.py', 'pretrain_tiny.py')
+    )
+    script = tmp_path / 'steps.py'
+    script.write_text(STEPS.format(config=f'{checkout.configs}/tiny.py', own_plugin=name == 'flashocc'))
+    found = json.loads(checkout.run(str(script)).splitlines()[-1])
+    assert found.keys() == {'as documented', 'moved before', 'UTM', 'UTM, moved before'}
+    usual = found['as documented']
+    for case, values in found.items():
+        assert values['shown'] > 0.95, case  # a pixel's border is nowhere exact
+        torch.testing.assert_close(*(torch.tensor(one['cam2bev']) for one in (values, usual)), atol=1e-4, rtol=0)
+        torch.testing.assert_close(*(torch.tensor(one['points']) for one in (values, usual)), atol=1e-3, rtol=0)
+        assert values['warned'] == case.startswith('UTM'), case
+
+
+STEPS = """
+import copy, importlib, json, warnings
+import numpy as np
+import torch
+from mmcv import Config
+from mmdet3d.datasets import build_dataset
+from mmdet3d.datasets.builder import PIPELINES
+from geomim.method.depth import project_points
+from geomim.plugin.rig import read_img_inputs
+config = Config.fromfile({config!r})
+if {own_plugin}:
+    importlib.import_module(config.plugin_dir.strip('/').replace('/', '.'))
+dataset = build_dataset(config.data.train)
+steps = {{type(step).__name__: step for step in dataset.pipeline.transforms}}
+images, annotate, load, sweeps, frame = list(steps.values())[:5]
+assert type(frame).__name__ == 'GeoMIMLidarFrame'
+annotate.bda_aug_conf = dict(rot_lim=(20.0, 20.0), scale_lim=(1.05, 1.05), flip_dx_ratio=1.0, flip_dy_ratio=0.0)
+project = PIPELINES.build(dict(type='PointToMultiViewDepth', downsample=1, grid_config=dict(depth=[1.0, 60.0, 1.0])))
+
+
+def shift(results):
+    bda = torch.eye(4)
+    bda[:3, :3], bda[:3, 3] = results['img_inputs'][6], torch.tensor([0.5, -0.4, 0.2])
+    return dict(results, img_inputs=(*results['img_inputs'][:6], bda))
+
+
+def move(results):
+    points, bda = results['points'].tensor, results['img_inputs'][6]
+    points[:, :3] = points[:, :3] @ bda[:3, :3].T + bda[:3, 3]
+    return results
+
+
+def far(info):
+    for view in (info, *info['cams'].values()):
+        view['ego2global_translation'] = [a + b for a, b in zip(view['ego2global_translation'], (5e5, 4.6e6, 0.0))]
+
+
+def run(*order, utm=False):
+    np.random.seed(0)
+    results = copy.deepcopy(dataset.get_data_info(0))
+    results['curr'] = copy.deepcopy(results['curr'])
+    if utm:
+        far(results['curr'])
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter('always')
+        for step in (*order, frame):
+            results = step(results)
+    warned = [str(one.message) for one in caught if 'GeoMIMLidarFrame' in str(one.message)]
+    assert all('gt_depth' in text for text in warned), warned
+    return results, bool(warned)
+
+
+def figures(results, warned, depth):
+    rig = read_img_inputs([entry[None] for entry in results['img_inputs']], results['lidar2key'][None], 6).rig
+    points = results['points'].tensor
+    uv, distance = project_points(points, rig, 0)
+    column, row = uv.round().long().unbind(-1)
+    held = (column >= 0) & (column < depth.shape[2]) & (row >= 0) & (row < depth.shape[1])
+    held &= (distance >= 1.1) & (distance < 59.9)
+    found = depth[torch.arange(6)[:, None].expand_as(row)[held], row[held], column[held]]
+    shown = (found > 0) & (found < distance[held] + 0.1)
+    return dict(
+        shown=float(shown.float().mean()), cam2bev=rig.cam2bev.tolist(), points=points[:50, :3].tolist(), warned=warned
+    )
+
+
+documented = (images, annotate, shift, load, sweeps, project)
+moving = (load, sweeps, images, annotate, shift, project, move)
+results, warned = run(*documented)
+depth = results['gt_depth']
+print(json.dumps({{
+    'as documented': figures(results, warned, depth),
+    'moved before': figures(*run(*moving), depth),
+    'UTM': figures(*run(*documented, utm=True), depth),
+    'UTM, moved before': figures(*run(*moving, utm=True), depth),
+}}))
+"""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
-from typing import Any, Dict, List, Tuple
+import warnings
+from typing import Any, Dict, Tuple
 
 import numpy as np
 import pytest
@@ -11,71 +11,17 @@ import torch
 from mmdet3d.core.points import LiDARPoints
 from mmdet3d.datasets.pipelines import Compose
 from mmdet3d.models.builder import DETECTORS
-from pyquaternion import Quaternion
 from torch import Tensor
 
 import geomim.plugin  # noqa: F401
 from geomim import CameraRig, DepthBins, ViewTransform, ViewTransformConfig
-from geomim.plugin.rig import read_img_inputs
 from geomim.teachers.base import BEVTeacher, expected_cell
 from geomim.teachers.probe import lit_cell, object_points
 
-IMAGE_SIZE = (256, 384)
-CAMERAS = tuple(f'CAM_{index}' for index in range(6))
+from .samples import CAMERAS, IMAGE_SIZE, bev_augmentation, img_inputs, rig_of, sample_info, seen
+
 PLACES = ((4.5, 1.5), (2.1, -3.9))  # in the LiDAR frame, neither on an axis nor on a diagonal
 BACKGROUND = (-5.5, -0.6)
-FOCAL, CENTRE = 500.0, (400.0, 225.0)
-
-
-def yaw(radians: float) -> Quaternion:
-    return Quaternion(axis=[0, 0, 1], radians=radians)
-
-
-def matrix(rotation: Any, translation: Any) -> np.ndarray:
-    result = np.eye(4)
-    result[:3, :3], result[:3, 3] = Quaternion(rotation).rotation_matrix, translation
-    return result
-
-
-def entry(prefix: str, rotation: Quaternion, translation: Any) -> Dict[str, List[float]]:
-    return {f'{prefix}_rotation': list(rotation.elements), f'{prefix}_translation': list(translation)}
-
-
-def sample_info() -> Dict[str, Any]:
-    """A keyframe as BEVDet's info files describe it, of a car that turns and moves by metres between its sensors' moments."""
-    optical = Quaternion(matrix=np.array([[0.0, 0, 1], [-1, 0, 0], [0, -1, 0]]))
-    info: Dict[str, Any] = dict(token='keyframe', cams={})
-    info.update(entry('lidar2ego', yaw(math.radians(-90.5)), [0.94, 0.05, 1.84]))
-    info.update(entry('ego2global', yaw(0.9), [411.2, 1180.4, 0.1]))
-    for index, name in enumerate(CAMERAS):
-        angle = index * math.pi / 3 + 0.2
-        mount = [0.5 + 0.3 * math.cos(angle), 0.3 * math.sin(angle), 1.6]
-        moved = [411.2 + 0.5 * index - 1.1, 1180.4 - 0.4 * index + 0.7, 0.1]
-        info['cams'][name] = dict(
-            **entry('sensor2ego', yaw(angle) * optical, mount), **entry('ego2global', yaw(0.9 + 0.04 * index), moved)
-        )
-    return info
-
-
-def bev_augmentation(degrees: float, scale: float, flips: Tuple[bool, bool]) -> Tensor:
-    """As LoadAnnotationsBEVDepth composes it: mirror after scaling after rotation."""
-    mirror = np.diag([-1.0 if flips[0] else 1.0, -1.0 if flips[1] else 1.0, 1.0])
-    return torch.from_numpy(mirror @ (scale * yaw(math.radians(degrees)).rotation_matrix)).float()
-
-
-def img_inputs(info: Dict[str, Any], names: Tuple[str, ...], bda: Tensor) -> Tuple[Tensor, ...]:
-    """What PrepareImageInputs and LoadAnnotationsBEVDepth leave behind; every other image is mirrored."""
-    cams = [info['cams'][name] for name in names]
-    sensor2egos = np.stack([matrix(cam['sensor2ego_rotation'], cam['sensor2ego_translation']) for cam in cams])
-    ego2globals = np.stack([matrix(cam['ego2global_rotation'], cam['ego2global_translation']) for cam in cams])
-    intrins = torch.tensor([[FOCAL, 0, CENTRE[0]], [0, FOCAL, CENTRE[1]], [0, 0, 1]]).repeat(len(names), 1, 1)
-    post_rots, post_trans = torch.eye(3).repeat(len(names), 1, 1), torch.zeros(len(names), 3)
-    post_rots[:, 0, 0] = post_rots[:, 1, 1] = 0.45
-    post_trans[:, 0], post_trans[:, 1] = 12.0, 20.0
-    post_rots[::2, 0, 0], post_trans[::2, 0] = -0.45, 372.0
-    images = torch.zeros(len(names), 3, *IMAGE_SIZE)
-    poses = [torch.from_numpy(value).float() for value in (sensor2egos, ego2globals)]
-    return (images, *poses, intrins, post_rots, post_trans, bda)
 
 
 def through_the_step(info: Dict[str, Any], names: Tuple[str, ...], cloud: Tensor, bda: Tensor) -> Dict[str, Any]:
@@ -85,22 +31,10 @@ def through_the_step(info: Dict[str, Any], names: Tuple[str, ...], cloud: Tensor
     return Compose([dict(type='GeoMIMLidarFrame')])(results)
 
 
-def rig_of(results: Dict[str, Any]) -> CameraRig:
-    batch = [value[None] for value in results['img_inputs']]
-    return read_img_inputs(batch, results['lidar2key'][None], len(CAMERAS)).rig
-
-
 def seen_at(info: Dict[str, Any], names: Tuple[str, ...], place: np.ndarray) -> Tuple[int, float, float, float]:
-    """(camera, u, v, depth) of a LiDAR position, from the info file's poses alone, by way of the global frame."""
-    lidar = matrix(info['ego2global_rotation'], info['ego2global_translation'])
-    lidar = lidar @ matrix(info['lidar2ego_rotation'], info['lidar2ego_translation'])
-    for index, name in enumerate(names):
-        cam = info['cams'][name]
-        camera = matrix(cam['ego2global_rotation'], cam['ego2global_translation'])
-        camera = camera @ matrix(cam['sensor2ego_rotation'], cam['sensor2ego_translation'])
-        x, y, depth = (np.linalg.inv(camera) @ lidar @ np.append(place, 1.0))[:3]
-        u, v = FOCAL * x / depth + CENTRE[0], FOCAL * y / depth + CENTRE[1]
-        u, v = (372 - 0.45 * u if index % 2 == 0 else 12 + 0.45 * u), 20 + 0.45 * v
+    """(camera, u, v, depth) of a LiDAR position in the first image that shows it."""
+    pixels, depths = seen(info, names, place[None])
+    for index, ((u, v), depth) in enumerate(zip(pixels[:, 0], depths[:, 0])):
         if depth > 0.5 and 0 <= u < IMAGE_SIZE[1] and 0 <= v < IMAGE_SIZE[0]:
             return index, u, v, depth
     raise AssertionError('no camera sees the object')
@@ -201,6 +135,80 @@ def test_the_step_refuses_what_no_step_after_it_looks_at() -> None:
     results['img_inputs'][3][1, 0, 0] = float('nan')
     with pytest.raises(ValueError, match='sample abc: img_inputs: intrins has values that are not finite'):
         step(dict(results, points=LiDARPoints(torch.rand(7, 5), points_dim=5)))
+
+
+def four_features(rows: int = 2000) -> Tensor:
+    """Points of 4 features each, read as 5."""
+    low, high = torch.tensor([-40.0, -40, -2, 0]), torch.tensor([40.0, 40, 1, 255])
+    return (low + torch.rand(rows // 4 * 5, 4) * (high - low)).view(-1, 5)
+
+
+@pytest.mark.parametrize(
+    'entry, change, message',
+    [
+        (1, lambda pose: pose * 0, 'camera CAM_2: sensor2egos has a last row other than 0 0 0 1'),
+        (1, lambda pose: pose @ torch.diag(torch.tensor([2.0, 2, 2, 1])), 'camera CAM_2: sensor2egos is scaled by 2'),
+        (1, lambda pose: pose @ torch.diag(torch.tensor([1.0, -1, 1, 1])), 'camera CAM_2: sensor2egos is left-handed'),
+        (1, lambda pose: pose.T.clone(), 'camera CAM_2: sensor2egos has a last row'),
+        (2, lambda pose: pose * 0, 'camera CAM_2: ego2globals? has a last row'),
+        (
+            2,
+            lambda pose: pose + torch.eye(4)[0][:, None] * torch.eye(4)[3] * 3000,
+            r'camera CAM_2: ego2global lies 30\d\d m',
+        ),
+        (3, lambda _: torch.eye(3), 'camera CAM_2: intrins is the identity'),
+    ],
+)
+@pytest.mark.parametrize('first', [0, 2])
+def test_geometry_that_cannot_be_is_named(entry: int, change: Any, message: str, first: int) -> None:
+    """Of the camera whose ego frame is the key one, too."""
+    info, names = dict(sample_info(), token='abc'), (*CAMERAS[first:], *CAMERAS[:first])
+    results = dict(curr=info, cam_names=names, img_inputs=img_inputs(info, names, torch.eye(3)))
+    results['img_inputs'][entry][names.index('CAM_2')] = change(results['img_inputs'][entry][names.index('CAM_2')])
+    with pytest.raises(ValueError, match=f'sample abc, {message}'):
+        Compose([dict(type='GeoMIMLidarFrame')])(dict(results, points=LiDARPoints(torch.rand(7, 5), points_dim=5)))
+
+
+@pytest.mark.parametrize(
+    'cloud, message',
+    [
+        (torch.rand(9, 5) + 5000, 'sample abc: points: no point lies within 200 m of the LiDAR'),
+        (four_features(), r'sample abc: points of a\.bin: read as points of 5 features.*load_dim=4'),
+    ],
+)
+def test_clouds_that_teach_nothing_are_refused(cloud: Tensor, message: str) -> None:
+    info = dict(sample_info(), token='abc', lidar_path='a.bin')
+    with pytest.raises(ValueError, match=message):
+        through_the_step(info, CAMERAS, cloud, torch.eye(3))
+
+
+@pytest.mark.parametrize('rotation', [[0.0] * 4, [float('nan'), 0, 0, 1]])
+def test_a_quaternion_that_is_no_rotation_is_named(rotation: Any) -> None:
+    info = dict(sample_info(), token='abc')
+    inputs = img_inputs(info, CAMERAS, torch.eye(3))
+    info['cams']['CAM_3']['ego2global_rotation'] = rotation
+    results = dict(curr=info, cam_names=CAMERAS, img_inputs=inputs, points=LiDARPoints(torch.rand(7, 5), points_dim=5))
+    with pytest.raises(ValueError, match='sample abc, CAM_3: ego2global_rotation of the info file is .* no rotation'):
+        Compose([dict(type='GeoMIMLidarFrame')])(results)
+
+
+def test_an_inverted_pose_is_told_once() -> None:
+    info = dict(sample_info(), token='abc')
+    inputs = img_inputs(info, CAMERAS, torch.eye(3))
+    inputs[1][0] = torch.linalg.inv(inputs[1][0])
+    step = Compose([dict(type='GeoMIMLidarFrame')])
+    messages = []
+    for _ in range(2):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter('always')
+            step(
+                dict(
+                    curr=info, cam_names=CAMERAS, img_inputs=inputs, points=LiDARPoints(torch.rand(7, 5), points_dim=5)
+                )
+            )
+        messages.append([str(one.message) for one in caught if 'doubtful data' in str(one.message)])
+    assert [len(each) for each in messages] == [1, 0]
+    assert messages[0][0].startswith('doubtful data: sample abc, camera CAM_0: its pose turns the image')
 
 
 def test_the_key_camera_does_not_matter() -> None:

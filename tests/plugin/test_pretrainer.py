@@ -10,8 +10,10 @@ from typing import Any, Dict, List, Optional
 
 import pytest
 import torch
+from mmcv import Config
 from mmcv.parallel import MMDataParallel
 from mmcv.runner import build_optimizer, build_runner
+from mmcv.runner.hooks.lr_updater import CosineAnnealingLrUpdaterHook
 from mmdet3d.models.builder import DETECTORS, build_backbone, build_detector
 from torch import Tensor, nn
 
@@ -25,6 +27,8 @@ from geomim.plugin.rig import read_img_inputs
 from geomim.proofs import pretraining as verify
 from geomim.proofs.reference_file import ReferenceFile, compare_all
 from geomim.teachers.base import BEVTeacher, TeacherRecord
+
+CONFIGS = Path(__file__).resolve().parents[2] / 'configs' / 'bevdet'
 
 
 @DETECTORS.register_module(name='GivenBEVForTests', force=True)
@@ -186,6 +190,41 @@ def test_masks_follow_the_iteration_or_the_random_state(make_rig: Any, pretraine
     assert not torch.equal(masks(None, seed=0), masks(None, seed=1))
 
 
+@pytest.mark.parametrize('given, shared', [({}, True), (dict(masks_per_rank=True), False)])
+def test_ranks_share_their_masks_unless_told_otherwise(
+    monkeypatch: pytest.MonkeyPatch,
+    student_config: Dict[str, Any],
+    teacher_config: Dict[str, Any],
+    given: Dict[str, Any],
+    shared: bool,
+) -> None:
+    parts = copy.deepcopy(dict(student=student_config, teacher=teacher_config))
+    model = build_detector(dict(type='GeoMIMPretrainer', **parts, **given))
+    model._batch = lambda *_: None
+    drawn: List[Tensor] = []
+
+    def masks(batch: Any, generator: torch.Generator) -> SimpleNamespace:
+        drawn.append(model.student.draw_masks(torch.device('cpu'), generator))
+        return SimpleNamespace(reconstruction_loss=None, depth_loss=None)
+
+    model.run_student = masks
+    for rank in range(3):
+        monkeypatch.setattr('geomim.plugin.pretrainer.get_dist_info', lambda rank=rank: (rank, 3))
+        torch.manual_seed(rank)  # what else a rank draws does not matter
+        model.iteration = 5
+        model.forward_train([])
+    assert [torch.equal(drawn[0], one) for one in drawn[1:]] == [shared] * 2
+
+
+@pytest.mark.parametrize('init_from, start', [('mixmae.pth', 'torch'), (None, 'xavier')])
+def test_layers_start_as_published_where_a_checkpoint_is_given(
+    student_config: Dict[str, Any], teacher_config: Dict[str, Any], init_from: Optional[str], start: str
+) -> None:
+    parts = copy.deepcopy(dict(student=student_config, teacher=teacher_config))
+    model = build_detector(dict(type='GeoMIMPretrainer', init_from=init_from, **parts))
+    assert model.student.config.linear_init == start
+
+
 def test_figures_of_a_test_loader(make_rig: Any, pretrainer: nn.Module) -> None:
     data = batch(make_rig)
     pretrainer.eval()
@@ -234,6 +273,30 @@ def run(work_dir: Path, model: nn.Module, make_rig: Any, epochs: int, resume: bo
     loader = [batch(make_rig, seed) for seed in (0, 1)]
     runner.run([loader], [('train', 1)])
     return runner
+
+
+@pytest.mark.parametrize('name', ['pretrain_swin-b', 'pretrain_tiny'])
+def test_the_configs_keep_to_the_published_run(name: str) -> None:
+    """The cosine takes its steps between epochs, behind the warm-up; points are not shuffled."""
+    config = Config.fromfile(str(CONFIGS / f'{name}.py'))
+    entry = {key: value for key, value in config.geomim_lr_config.items() if key not in ('policy', '_delete_')}
+    hook = CosineAnnealingLrUpdaterHook(**entry)
+    epochs, length = config.geomim_runner.max_epochs, 600
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=config.geomim_optimizer.lr)
+    runner = SimpleNamespace(optimizer=optimizer, epoch=0, iter=0, max_epochs=epochs, max_iters=epochs * length)
+    hook.before_run(runner)
+    rates: Dict[int, List[float]] = {}
+    for runner.epoch in range(epochs):
+        hook.before_train_epoch(runner)
+        for iteration in range(runner.epoch * length, (runner.epoch + 1) * length):
+            runner.iter = iteration
+            hook.before_train_iter(runner)
+            rates.setdefault(runner.epoch, []).append(optimizer.param_groups[0]['lr'])
+    assert rates[0][0] == pytest.approx(2e-4 / 3)
+    assert set(rates[0][500:]) == {2e-4}
+    assert all(len(set(rates[epoch])) == 1 for epoch in range(1, epochs))
+    assert rates[25][0] == pytest.approx(0.5 * (2e-4 + 2e-7))
+    assert 'PointShuffle' not in [step['type'] for step in config.geomim_pipeline]
 
 
 def test_a_run_resumes_bit_for_bit(

@@ -132,6 +132,15 @@ def test_values_of_a_sample_that_are_not_finite_are_named(
         check_values(sample, last, 'sample abc')
 
 
+@pytest.mark.parametrize('entry', range(1, 6), ids=NAMES[1:6])
+def test_shapes_of_a_sample_that_do_not_fit_are_named(entries: List[Tensor], lidar2key: Tensor, entry: int) -> None:
+    """As of BEVDet before sensor2egos, whose rotations are 3 x 3 and whose translations come alone."""
+    *sample, last = (tensor[1].clone() for tensor in (*entries, lidar2key))
+    sample[entry] = sample[entry][:, :2]
+    with pytest.raises(ValueError, match=f'{NAMES[entry]} has shape'):
+        check_values(sample, last, 'sample abc')
+
+
 def test_a_focal_length_that_is_not_positive_is_named(entries: List[Tensor], lidar2key: Tensor) -> None:
     *sample, last = (tensor[1].clone() for tensor in (*entries, lidar2key))
     sample[3][2, 0, 0] = -400.0

@@ -12,7 +12,7 @@ import sys
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 import cv2
@@ -20,6 +20,8 @@ import numpy as np
 import pytest
 
 from geomim import atomic
+
+from ..helpers import oriented_image
 
 ROOT = Path(__file__).resolve().parents[2]
 VOID = {'meta', 'link', 'img', 'br'}
@@ -277,6 +279,24 @@ def test_a_path_that_is_no_unicode_does_not_end_the_page(tmp_path: Path) -> None
 
 
 # ---- pictures
+
+
+def test_pictures_of_the_world_show_stored_pixels(tmp_path: Path) -> None:
+    """Boxes are drawn where the intrinsics have them, whatever orientation an image's metadata tell viewers."""
+    pytest.importorskip('mmdet3d')
+    pictures = _load('pictures', 'pictures.py')
+    image = np.random.default_rng(0).integers(0, 256, (60, 100, 3), dtype=np.uint8)
+    still = {'translation': [0.0, 0.0, 0.0], 'rotation': [1.0, 0.0, 0.0, 0.0]}
+    drawn = []
+    for orientation in (1, 6):
+        path = tmp_path / f'{orientation}.jpg'
+        path.write_bytes(oriented_image(image, orientation))
+        tables = SimpleNamespace(
+            get=lambda table, token: {'ego_pose_token': '', 'calibrated_sensor_token': ''} if token else still,
+            get_sample_data=lambda token, path=path: (str(path), [], np.eye(3)),
+        )
+        drawn.append(pictures.cameras(tables, {'data': {'LIDAR_TOP': 'lidar', 'CAM_FRONT': 'camera'}}, []))
+    np.testing.assert_array_equal(*drawn)
 
 
 def test_pictures_come_back_from_the_page_pixel_by_pixel(tmp_path: Path) -> None:

@@ -6,11 +6,11 @@ import json
 from pathlib import Path
 from typing import Any, Dict, List, Mapping, Sequence, Tuple
 
-import cv2
 import numpy as np
 import report
 
 from geomim.bevdet.inference import drawing
+from geomim.mmdet3d.images import read_image
 
 PLACES = (
     ('CAM_FRONT_LEFT', 'CAM_FRONT', 'CAM_FRONT_RIGHT'),
@@ -134,7 +134,7 @@ def cameras(
     images, projections = [], []
     for name in names:
         path, _, intrinsics = tables.get_sample_data(sample['data'][name])
-        images.append(cv2.imread(path)[..., ::-1])
+        images.append(read_image(path)[..., ::-1])
         camera_ego2global, camera2ego = poses(tables, sample['data'][name])
         projections.append(intrinsics @ (np.linalg.inv(camera_ego2global @ camera2ego) @ ego2global)[:3])
     return drawing.draw_cameras(images, drawn, np.stack(projections), names)

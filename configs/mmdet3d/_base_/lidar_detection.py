@@ -7,7 +7,7 @@ lr = 3e-3
 data_prefix = dict(pts='samples/LIDAR_TOP', sweeps='sweeps/LIDAR_TOP', img='')
 
 load = [
-    dict(type='LoadPointsFromFile', coord_type='LIDAR', load_dim=5, use_dim=5),
+    dict(type='LoadSurroundPoints', coord_type='LIDAR', load_dim=5, use_dim=5),
     dict(type='LoadSurroundSweeps', sweeps_num=9, load_dim=5, use_dim=5, pad_empty_sweeps=True, remove_close=True),
 ]
 train_pipeline = [

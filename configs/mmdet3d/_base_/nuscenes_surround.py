@@ -14,7 +14,7 @@ data_prefix = dict(
 load = [
     dict(type='LoadCameraRig', cameras=cameras),
     dict(type='LoadSurroundImages'),
-    dict(type='LoadPointsFromFile', coord_type='LIDAR', load_dim=5, use_dim=5),
+    dict(type='LoadSurroundPoints', coord_type='LIDAR', load_dim=5, use_dim=5),
 ]
 # x, y, z, intensity, seconds since the sweep; of a scene's first frame, which has no sweeps, the points are repeated
 sweeps = dict(type='LoadSurroundSweeps', sweeps_num=9, load_dim=5, use_dim=5, pad_empty_sweeps=True, remove_close=True)
@@ -26,22 +26,17 @@ image_aug = dict(
     flip=0.5,
     test_resize=0.48,
 )
-finish_train = [
-    dict(type='BEVFlip', flip_x=0.5, flip_y=0.5),
-    dict(type='CheckPointCloud'),
-    dict(type='PointsRangeFilter', point_cloud_range=_base_.point_cloud_range),
-    dict(type='PointShuffle'),  # which points a full voxel keeps is then left to chance, as in the published pipeline
-    dict(type='PackGeoMIMInputs'),
-]
 finish_test = [
     dict(type='CheckPointCloud'),
     dict(type='PointsRangeFilter', point_cloud_range=_base_.point_cloud_range),
     dict(type='PackGeoMIMInputs'),
 ]
+finish_train = [dict(type='BEVFlip', flip_x=0.5, flip_y=0.5), *finish_test]
 
-# The published pipeline also pastes LiDAR objects of other frames into the cloud, which the images then do not show.
-# Not done here. To have it: make nuscenes_dbinfos_train.pkl (mmdet3d's tools/create_data.py), see that the file has
-# every class, set `numpy.long = numpy.int64` (mmdet3d 1.4 uses the name, numpy 1.24 dropped it), put after `sweeps`:
+# The published configuration names a step that pastes LiDAR objects of other frames into the cloud, which the images do
+# not show, and stops it before the first epoch (`stop_epoch: -1`). So nothing is pasted, nor are points shuffled.
+# To paste: make nuscenes_dbinfos_train.pkl (mmdet3d's tools/create_data.py), see that the file has every class, set
+# `numpy.long = numpy.int64` (mmdet3d 1.4 uses the name, numpy 1.24 dropped it), put after `sweeps`:
 #   dict(type='LoadAnnotations3D', with_bbox_3d=True, with_label_3d=True),
 #   dict(type='ObjectSample', db_sampler=dict(
 #       data_root=data_root, info_path=data_root + 'nuscenes_dbinfos_train.pkl', rate=1.0, classes=_base_.class_names,
@@ -52,6 +47,15 @@ finish_test = [
 train_pipeline = [*load, sweeps, image_aug, *finish_train]
 test_pipeline = [*load, dict(sweeps, test_mode=True), dict(image_aug, training=False), *finish_test]
 
+dataset = dict(
+    type=dataset_type,
+    data_root=_base_.data_root,
+    data_prefix=data_prefix,
+    metainfo=dict(classes=_base_.class_names, version=_base_.data_version),
+    modality=dict(use_lidar=True, use_camera=True),
+    use_valid_flag=True,
+    box_type_3d='LiDAR',
+)
 train_dataloader = dict(
     batch_size=2,
     num_workers=4,
@@ -60,17 +64,11 @@ train_dataloader = dict(
     dataset=dict(
         type='CBGSDataset',
         dataset=dict(
-            type=dataset_type,
-            data_root=_base_.data_root,
+            dataset,
             ann_file='nuscenes_infos_train.pkl',
-            data_prefix=data_prefix,
             pipeline=train_pipeline,
-            metainfo=dict(classes=_base_.class_names, version=_base_.data_version),
-            modality=dict(use_lidar=True, use_camera=True),
-            use_valid_flag=True,
             filter_empty_gt=False,  # pretraining needs no boxes; they only balance the classes
             test_mode=False,
-            box_type_3d='LiDAR',
         ),
     ),
 )
@@ -79,17 +77,6 @@ val_dataloader = dict(
     num_workers=4,
     persistent_workers=True,
     sampler=dict(type='DefaultSampler', shuffle=False),
-    dataset=dict(
-        type=dataset_type,
-        data_root=_base_.data_root,
-        ann_file='nuscenes_infos_val.pkl',
-        data_prefix=data_prefix,
-        pipeline=test_pipeline,
-        metainfo=dict(classes=_base_.class_names, version=_base_.data_version),
-        modality=dict(use_lidar=True, use_camera=True),
-        use_valid_flag=True,
-        test_mode=True,
-        box_type_3d='LiDAR',
-    ),
+    dataset=dict(dataset, ann_file='nuscenes_infos_val.pkl', pipeline=test_pipeline, test_mode=True),
 )
 test_dataloader = val_dataloader

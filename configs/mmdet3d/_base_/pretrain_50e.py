@@ -9,17 +9,10 @@ optim_wrapper = dict(
     optimizer=dict(type='AdamW', lr=lr, weight_decay=0.01),
     clip_grad=dict(max_norm=35, norm_type=2),
 )
+# As published, the rate falls once an epoch: `param_scheduler.1.convert_to_iter_based=True` takes a step every iteration.
 param_scheduler = [
-    dict(type='LinearLR', start_factor=1.0 / 3, by_epoch=False, begin=0, end=500),
-    dict(
-        type='CosineAnnealingLR',
-        T_max=epochs,
-        eta_min=lr * 1e-3,
-        by_epoch=True,
-        begin=0,
-        end=epochs,
-        convert_to_iter_based=True,
-    ),
+    dict(type='LinearLR', start_factor=1.0 / 3, by_epoch=False, begin=0, end=501),  # the whole rate at iteration 500
+    dict(type='CosineAnnealingLR', T_max=epochs, eta_min=lr * 1e-3, by_epoch=True, begin=0, end=epochs),
     # The published configuration inherits a cyclic momentum (beta1 0.9 -> 0.9 * 0.85 / 0.95 -> 0.9, turning at 40 %).
     dict(
         type='CosineAnnealingMomentum',

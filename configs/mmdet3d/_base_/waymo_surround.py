@@ -10,7 +10,7 @@ data_prefix = dict(pts='training/velodyne', **{name: f'training/image_{number}' 
 load = [
     dict(type='LoadCameraRig', cameras=cameras, lidar_is_ego=True),
     dict(type='LoadSurroundImages'),
-    dict(type='LoadPointsFromFile', coord_type='LIDAR', load_dim=6, use_dim=5),
+    dict(type='LoadSurroundPoints', coord_type='LIDAR', load_dim=6, use_dim=5),
 ]
 # 1920 x 1280 and 1920 x 886 pixels: scaled to cover the width, cut at the top
 image_aug = dict(
@@ -21,18 +21,12 @@ image_aug = dict(
     flip=0.5,
     test_resize=0.37,
 )
-finish_train = [
-    dict(type='BEVFlip', flip_x=0.5, flip_y=0.5),
-    dict(type='CheckPointCloud'),
-    dict(type='PointsRangeFilter', point_cloud_range=point_cloud_range),
-    dict(type='PointShuffle'),
-    dict(type='PackGeoMIMInputs'),
-]
 finish_test = [
     dict(type='CheckPointCloud'),
     dict(type='PointsRangeFilter', point_cloud_range=point_cloud_range),
     dict(type='PackGeoMIMInputs'),
 ]
+finish_train = [dict(type='BEVFlip', flip_x=0.5, flip_y=0.5), *finish_test]
 train_pipeline = [*load, image_aug, *finish_train]
 test_pipeline = [*load, dict(image_aug, training=False), *finish_test]
 

@@ -84,16 +84,31 @@ def build(**changes: Any) -> BEVDetCenterHead:
     return MODELS.build(tiny_config(**changes))
 
 
-def test_heat_maps_begin_at_their_bias() -> None:
-    head = build()
+def task_heads_after_init(**separate_head: Any) -> Tuple[Dict[str, Tensor], Dict[str, Tensor]]:
+    """Biases of the heat maps, and the task heads' other weights as they were changed by ``init_weights``."""
+    head = build(separate_head=dict(type='SeparateHead', final_kernel=3, head_conv=4, **separate_head))
     before = {name: value.clone() for name, value in head.task_heads.state_dict().items()}
     head.init_weights()
-    for name, value in head.task_heads.state_dict().items():
-        if name.endswith('heatmap.1.bias'):
-            assert torch.equal(value, torch.full_like(value, -2.19)), name
-        else:
-            assert torch.equal(value, before[name]), name
-    assert sum(name.endswith('heatmap.1.bias') for name in before) == len(TASKS)
+    after = head.task_heads.state_dict()
+    biases = {name: after[name] for name in after if name.endswith('heatmap.1.bias')}
+    assert len(biases) == len(TASKS)
+    return biases, {name: after[name] for name in after if name not in biases and not after[name].equal(before[name])}
+
+
+@pytest.mark.parametrize('bias', [-2.19, -4.6, 0.0])
+def test_heat_maps_begin_at_their_bias(bias: float) -> None:
+    biases, others = task_heads_after_init(init_bias=bias)
+    for name, value in biases.items():
+        assert torch.equal(value, torch.full_like(value, bias)), name
+    assert not others
+
+
+@pytest.mark.parametrize('given', [{}, {'init_bias': None}])
+def test_heat_maps_begin_as_torch_draws_them_as_in_the_published_runs(given: Dict[str, Any]) -> None:
+    biases, others = task_heads_after_init(**given)
+    limit = (4 * 3 * 3) ** -0.5  # of a convolution of 3 x 3 over 4 channels
+    assert all(value.abs().max() <= limit and value.abs().min() > 0 for value in biases.values()), biases
+    assert not others
 
 
 def instances(boxes: Tensor, labels: Tensor) -> InstanceData:

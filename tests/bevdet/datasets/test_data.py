@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections import Counter
 from pathlib import Path
-from typing import Any, Callable, Dict, List
+from typing import Any, Callable, Dict, List, Sequence
 
 import numpy as np
 import pytest
@@ -75,6 +75,27 @@ def test_past_frames_and_what_stands_in_for_them(make_dataset: Build, bevdet_wor
     assert [other.get_data_info(index)['token'] for index in range(4)] == [info['token'] for info in infos]
     part = make_dataset(indices=[1], **STEREO)
     assert part.get_data_info(0)['past_frames'] == infos[1]['past_frames']
+
+
+def published_past(scenes: List[str], index: int, offsets: Sequence[int]) -> List[int]:
+    """BEVDet's ``get_adj_info``, over the scenes of all samples in the order of time: indices of the past frames."""
+    places = [max(index - offset, 0) for offset in offsets]
+    return [place if scenes[place] == scenes[index] else index for place in places]
+
+
+@pytest.mark.parametrize(
+    'settings', [STEREO, dict(multi_adj_frame_id_cfg=(1, 5, 2)), dict(multi_adj_frame_id_cfg=None)]
+)
+def test_the_published_rule_before_the_first_scene(make_dataset: Build, settings: Dict[str, Any]) -> None:
+    """Without the switch the first scene is like every other."""
+    for clamp in (True, False):
+        data = make_dataset(clamp_first_scene=clamp, **settings)
+        infos = [data.get_data_info(index) for index in range(len(data))]
+        start = 0 if clamp else 9  # samples of another scene, as if one came before
+        scenes = ['another'] * start + [info['scene_token'] for info in infos]
+        for index, info in enumerate(infos):
+            wanted = [infos[place - start]['token'] for place in published_past(scenes, start + index, data.offsets)]
+            assert [frame['token'] for frame in info['past_frames']] == wanted, (clamp, index)
 
 
 def test_sample_idx_stays_that_of_the_file(make_dataset: Build, bevdet_world: Path, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import copy
 import math
+import warnings
 from types import SimpleNamespace
 from typing import Any, Callable, Dict, List, Tuple
 
@@ -408,6 +409,79 @@ def test_wrong_numbers_and_orders(sample: Dict[str, Any], bevdet_pipeline: Build
     loaded['frames'][1]['cam_names'] = loaded['frames'][1]['cam_names'][::-1]
     with pytest.raises(ValueError, match='frames differ in their cameras'):
         PackBEVDetInputs().transform(loaded)
+
+
+def moved(pose: Any, metres: float) -> List[List[float]]:
+    matrix = np.array(pose)
+    matrix[0, 3] += metres
+    return matrix.tolist()
+
+
+@pytest.mark.parametrize('frame', [None, 0])
+@pytest.mark.parametrize('camera', ['CAM_FRONT_LEFT', 'CAM_BACK'])
+@pytest.mark.parametrize(
+    'key, change, message',
+    [
+        ('ego2global', lambda pose: moved(pose, 3000), r'ego2global lies \d+ m from the key frame'),
+        ('ego2global', lambda pose: (2 * np.asarray(pose)).tolist(), 'ego2global has a last row other than 0 0 0 1'),
+        ('ego2global', lambda pose: np.zeros((4, 4)).tolist(), 'ego2global has a last row other than 0 0 0 1'),
+        ('cam2ego', lambda pose: np.diag([1, 1, 1, 0]).tolist(), 'cam2ego has a last row'),
+        ('cam2img', lambda _: np.eye(3).tolist(), 'cam2img is the identity'),
+    ],
+)
+def test_geometry_that_cannot_be_is_named(
+    sample: Dict[str, Any], bevdet_pipeline: Build, frame: Any, camera: str, key: str, change: Any, message: str
+) -> None:
+    """Of the key frame and of a past one, of the camera whose ego frame is the model's and of another."""
+    holder = sample if frame is None else sample['past_frames'][frame]
+    entry = holder['images'][camera]
+    entry[key] = change(entry[key])
+    with pytest.raises(ValueError, match=f'sample {holder["token"]}, camera {camera}: {message}'):
+        run(bevdet_pipeline(frames=3)[:1], sample)
+
+
+@pytest.mark.parametrize(
+    'step, key', [('BoxesToKeyEgo', 'ego2global'), ('BoxesToKeyEgo', 'lidar2ego'), ('GridToLidarEgo', 'ego2global')]
+)
+@pytest.mark.parametrize(
+    'change, message',
+    [
+        (lambda pose: (np.asarray(pose) * math.nan).tolist(), 'holds values that are not finite'),
+        (lambda pose: np.asarray(pose)[:3].tolist(), r'has shape \(3, 4\), expected \(4, 4\)'),
+        (lambda pose: np.zeros((4, 4)).tolist(), 'has a last row other than 0 0 0 1'),
+        (lambda pose: (np.asarray(pose) @ np.diag([3, 3, 3, 1])).tolist(), 'is scaled by 3'),
+    ],
+)
+def test_poses_of_the_lidar_that_cannot_be_name_the_sample(
+    sample: Dict[str, Any], step: str, key: str, change: Any, message: str
+) -> None:
+    holder = sample if key == 'ego2global' else sample['lidar_points']
+    holder[key] = change(holder[key])
+    with pytest.raises(ValueError, match=f'sample {sample["token"]}: {key} {message}'):
+        run([dict(type=step)], dict(sample, cam_names=['CAM_FRONT'], bev_aug_matrix=np.eye(4)))
+
+
+def test_a_lidar_whose_ego_pose_jumps_is_refused(sample: Dict[str, Any]) -> None:
+    sample['ego2global'] = moved(sample['ego2global'], 3000)
+    with pytest.raises(ValueError, match=rf'sample {sample["token"]}: the LiDAR lies \d+ m from the key frame'):
+        run([dict(type='BoxesToKeyEgo')], dict(sample, cam_names=['CAM_FRONT']))
+
+
+@pytest.mark.parametrize('column, value', [(0, math.nan), (3, -1.0), (4, 0.0), (5, math.inf), (6, math.nan)])
+def test_boxes_that_teach_nothing_are_told_once(sample: Dict[str, Any], column: int, value: float) -> None:
+    """Unknown velocities are none of them."""
+    sample['cam_names'] = ['CAM_FRONT']
+    boxes = torch.tensor([[3.0, 2, -1, 4, 2, 1.5, 0.3, math.nan, math.nan]]).repeat(3, 1)
+    step = BoxesToKeyEgo()
+    messages = []
+    for bad in (False, True, True):
+        boxes[1, column] = value if bad else 1.0
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter('always')
+            step.transform(dict(sample, gt_bboxes_3d=LiDARInstance3DBoxes(boxes.clone(), box_dim=9)))
+        messages.append([str(one.message) for one in caught])
+    assert [len(each) for each in messages] == [0, 1, 0]
+    assert messages[1][0].startswith(f'doubtful data: sample {sample["token"]}: 1 of 3 boxes have values')
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Callable, Dict, List
 
 import cv2
@@ -26,6 +27,9 @@ from geomim.bevdet.boxes.transform import transform_boxes
 from geomim.bevdet.detectors import BEVDet
 from geomim.bevdet.inference import detect as detect_module
 from geomim.bevdet.inference.drawing import FOUND, TRUE, DrawnBoxes, draw_bev, draw_cameras, draw_in_image
+from geomim.bevdet.inference.frame_pictures import draw_frame
+
+from ...helpers import oriented_image
 
 CONFIG = 'configs/mmdet3d/finetune/bevdepth4d_tiny_synthetic.py'
 ONE_PROCESS = ['--cfg-options', 'test_dataloader.num_workers=0']
@@ -181,6 +185,25 @@ def test_drawn_boxes_lie_on_their_objects(
                 assert near(picture, pixel + [number % 3 * 533, number // 3 * 300], FOUND), (name, pixel)
                 checked += 1
     assert checked > 5
+
+
+def test_boxes_are_drawn_on_stored_pixels(tmp_path: Path) -> None:
+    """Where metadata tell viewers to turn an image the picture is the same, and damage is named."""
+    image = np.random.default_rng(0).integers(0, 256, (60, 100, 3), dtype=np.uint8)
+    for name, orientation in (('plain', 1), ('turned', 6)):
+        (tmp_path / name).write_bytes(oriented_image(image, orientation))
+    (tmp_path / 'cut').write_bytes((tmp_path / 'plain').read_bytes()[:-400])
+    intrinsics = [[50.0, 0, 50], [0, 50, 30], [0, 0, 1]]
+    nothing = InstanceData(bboxes_3d=LiDARInstance3DBoxes(torch.zeros(0, 7)), labels_3d=[], scores_3d=torch.zeros(0))
+
+    def drawn(file: str) -> np.ndarray:
+        cameras = {'CAM_A': dict(img_path=str(tmp_path / file), cam2img=intrinsics, lidar2cam=np.eye(4))}
+        sample = SimpleNamespace(cam_names=['CAM_A'], lidar2key_ego=np.eye(4))
+        return draw_frame({'images': cameras}, sample, nothing, ['car'])
+
+    np.testing.assert_array_equal(drawn('turned'), drawn('plain'))
+    with pytest.raises(ValueError, match='cut is truncated'):
+        drawn('cut')
 
 
 def test_annotations_are_drawn_in_their_own_colour(

@@ -41,7 +41,7 @@ image_aug = dict(type='SurroundFramesAug', data_config=data_config)
 # Without them, None is better: one frame for both.
 to_key_ego = dict(type='BoxesToKeyEgo', ego_camera='CAM_FRONT')
 # points of the key frame, from which the detector makes its depth labels
-depth = [dict(type='LoadPointsFromFile', coord_type='LIDAR', load_dim=5, use_dim=5)]
+depth = [dict(type='LoadSurroundPoints', coord_type='LIDAR', load_dim=5, use_dim=5)]
 annotate = [
     dict(type='LoadAnnotations3D', with_bbox_3d=True, with_label_3d=True),
     to_key_ego,

@@ -14,13 +14,16 @@ from ..method.pretrainer import GeoMIM, GeoMIMConfig
 from .timm_backbone import TimmBackbone
 
 
-def student_config(student: Mapping[str, Any], build_backbone: Callable[[Dict[str, Any]], nn.Module]) -> GeoMIMConfig:
+def student_config(
+    student: Mapping[str, Any], build_backbone: Callable[[Dict[str, Any]], nn.Module], with_weights: bool = False
+) -> GeoMIMConfig:
     """The record of a configuration's ``student``.
 
     Args:
         student: see :func:`geomim.method.config.config_from_dict`; an ``encoder`` with a ``type`` is ``dict(type='timm', name=...)``
             with the arguments of :class:`.timm_backbone.TimmBackbone`, or the config of a backbone of the host.
         build_backbone: the host's way from a backbone's config to the module.
+        with_weights: see there.
 
     Raises:
         ValueError: see there; a name of timm that does not exist.
@@ -29,7 +32,7 @@ def student_config(student: Mapping[str, Any], build_backbone: Callable[[Dict[st
     encoder = dict(student.get('encoder', {}))
     kind = encoder.get('type')
     if kind is None:
-        return config_from_dict(student)
+        return config_from_dict(student, with_weights)
     if kind in ('timm', 'GeoMIMTimm'):
         del encoder['type']
         if 'name' not in encoder:
@@ -37,7 +40,7 @@ def student_config(student: Mapping[str, Any], build_backbone: Callable[[Dict[st
         spec = BackboneSpec(partial(TimmBackbone, **encoder), encoder['name'].split('.')[0])
     else:
         spec = BackboneSpec(partial(build_backbone, encoder), str(kind).split('.')[-1])
-    return config_from_dict({**student, 'encoder': spec})
+    return config_from_dict({**student, 'encoder': spec}, with_weights)
 
 
 def start_backbone(student: GeoMIM, read: Callable[[str], Any]) -> Optional[LoadReport]:

@@ -164,3 +164,31 @@ def describe_groups(groups: Sequence[Mapping[str, Any]]) -> str:
     """What a log says of the groups."""
     rates = [group['lr'] for group in groups]
     return f'{len(groups)} groups, learning rates {max(rates):.3g} down to {min(rates):.3g}'
+
+
+class DecaysLayers:
+    """What a host's constructor of optimizers does with a :class:`LayerDecay`, whose options are in ``paramwise_cfg``.
+
+    Goes before the host's default constructor among the bases, and takes its arguments.
+
+    Raises:
+        ValueError: another option, a number out of range, an optimizer without ``lr``, a model without a Swin.
+    """
+
+    paramwise_cfg: Mapping[str, Any]
+    base_lr: Optional[float]
+    base_wd: Optional[float]
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.decay = LayerDecay.from_options(self.paramwise_cfg, type(self).__name__)
+
+    def add_params(self, params: List[Dict[str, Any]], module: nn.Module, **_: Any) -> None:
+        """Append the groups of ``module``'s trainable parameters to ``params``, last layer first."""
+        groups = self.decay.groups(module, self.base_lr, self.base_wd)
+        params.extend(groups)
+        self.log(f'{type(self).__name__}: {describe_groups(groups)}')
+
+    def log(self, message: str) -> None:
+        """Where the host logs."""
+        raise NotImplementedError

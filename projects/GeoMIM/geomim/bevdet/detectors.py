@@ -6,8 +6,9 @@ images, C channels, H x W pixels, h x w feature cells, Y x X BEV cells.
 
 from __future__ import annotations
 
+import contextlib
 import copy
-from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Dict, Iterator, List, Mapping, NamedTuple, Optional, Sequence, Tuple
 
 import torch
 from mmdet3d.models import Base3DDetector
@@ -45,6 +46,20 @@ class LiftedFrame(NamedTuple):
 
     lifted: Optional[BEVFeatures]
     stereo: Optional[Tensor]
+
+
+@contextlib.contextmanager
+def naming_channels(part: str) -> Iterator[None]:
+    """Say which part of the configuration is fed with other channels than it was built for; torch names none."""
+    try:
+        yield
+    except RuntimeError as error:
+        if 'channels' not in str(error):
+            raise
+        raise ValueError(
+            f'model.{part} is fed with other channels than its config says: {error}; its in_channels (numC_input of an '
+            'encoder) must be what the part before it puts out'
+        ) from error
 
 
 @MODELS.register_module()
@@ -107,7 +122,8 @@ class BEVDet(Base3DDetector):
         features = self.extract_feat(batch_inputs_dict)
         losses = self.depth_losses(batch_inputs_dict, features.depth)
         for head in self._heads():
-            losses.update(head.loss([features.bev], batch_data_samples))
+            with naming_channels('pts_bbox_head or model.map_head'):
+                losses.update(head.loss([features.bev], batch_data_samples))
         return losses
 
     def predict(self, batch_inputs_dict: Mapping[str, Tensor], batch_data_samples: Sequence, **_: Any) -> Sequence:
@@ -151,16 +167,21 @@ class BEVDet(Base3DDetector):
 
     def encode_images(self, images: Tensor, stereo: bool = False) -> ImageFeatures:
         """(B, N, 3, H, W) -> features; with ``stereo`` the backbone's first output is the stereo feature."""
-        maps = self.img_backbone(images.flatten(0, 1))
+        with naming_channels('img_backbone'):
+            maps = self.img_backbone(images.flatten(0, 1))
         first, maps = (maps[0], maps[1:]) if stereo else (None, maps)
-        neck = self.img_neck(maps)
+        with naming_channels('img_neck'):
+            neck = self.img_neck(maps)
         if isinstance(neck, (list, tuple)):
             neck = neck[0]
         return ImageFeatures(neck.unflatten(0, images.shape[:2]), first)
 
     def encode_bev(self, bev: Tensor) -> Tensor:
         """(B, C, Y, X) -> (B, C', Y', X')."""
-        encoded = self.img_bev_encoder_neck(self.img_bev_encoder_backbone(bev))
+        with naming_channels('img_bev_encoder_backbone'):
+            maps = self.img_bev_encoder_backbone(bev)
+        with naming_channels('img_bev_encoder_neck'):
+            encoded = self.img_bev_encoder_neck(maps)
         return encoded[0] if isinstance(encoded, (list, tuple)) else encoded
 
     def depth_losses(self, inputs: Mapping[str, Tensor], depth: Tensor) -> Dict[str, Tensor]:
@@ -184,7 +205,7 @@ class BEVDet(Base3DDetector):
         if 'points' not in inputs or 'cam2lidar' not in inputs:
             raise ValueError(
                 f'{type(self).__name__} learns depth and needs depth_map (B, N, H, W) in metres, or points and cam2lidar, among its '
-                'inputs; LoadPointsFromFile in the pipeline brings points'
+                'inputs; LoadSurroundPoints in the pipeline brings points'
             )
         view = self.img_view_transformer
         key = [inputs[name][:, 0] for name in ('intrinsics', 'cam2ego')]
@@ -271,7 +292,8 @@ class BEVDet4D(BEVDet):
         placed = 0 if self.align_after_view_transfromation else frame
         lifted = self.img_view_transformer(features, frames.rig(frame, cam2key, placed), pair)
         if hasattr(self, 'pre_process_net'):
-            lifted = lifted._replace(bev=self.pre_process_net(lifted.bev)[0])
+            with naming_channels('pre_process'):
+                lifted = lifted._replace(bev=self.pre_process_net(lifted.bev)[0])
         return lifted
 
     def _side_by_side(self, lifted: Mapping[int, BEVFeatures], frames: SurroundFrames, cam2key: Tensor) -> Tensor:

@@ -58,6 +58,11 @@ class FPN_LSS(BaseModule):
 
     def forward(self, feats: Sequence[Tensor]) -> Tensor:
         """Maps (B, C_i, h_i, w_i) -> (B, out_channels, h, w)."""
+        if max(self.fine, self.coarse) >= len(feats):
+            raise ValueError(
+                f'FPN_LSS: {len(feats)} maps for input_feature_index {(self.fine, self.coarse)}; the backbone before it must '
+                'put out as many (out_indices, backbone_output_ids)'
+            )
         fine, coarse = feats[self.fine], self.up(feats[self.coarse])
         if fine.shape[-2:] != coarse.shape[-2:]:
             raise ValueError(

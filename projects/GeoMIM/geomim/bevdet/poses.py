@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import Any, List, Mapping
 
 import numpy as np
+import torch
 
+from ..adapter.checks import WarnOnce, check_poses
 from ..mmengine.rig import sample_name
 
 MAKE_INFOS = 'python -m geomim infos ROOT writes info files with it'
@@ -26,6 +28,24 @@ def camera_pose(frame: Mapping[str, Any], name: str) -> np.ndarray:
     matrix = np.asarray(camera['ego2global'], dtype=np.float64)
     if matrix.shape != (4, 4) or not np.isfinite(matrix).all():
         raise ValueError(f'{where}: ego2global must be (4, 4) and finite, got {matrix.tolist()}')
+    return matrix
+
+
+def stored_pose(holder: Mapping[str, Any], key: str, where: str, warn: WarnOnce) -> np.ndarray:
+    """(4, 4) float64 of ``key`` in a part of a sample.
+
+    Args:
+        where: how messages call the sample.
+
+    Raises:
+        ValueError: a pose that is absent, misshapen, not finite or no rigid motion.
+    """
+    if key not in holder:
+        raise ValueError(f"{where}: no '{key}' in the info file, there are {sorted(holder)}")
+    matrix = np.asarray(holder[key], dtype=np.float64)
+    if matrix.shape != (4, 4):
+        raise ValueError(f'{where}: {key} has shape {matrix.shape}, expected (4, 4)')
+    check_poses(torch.from_numpy(matrix[None]), [f'{where}: {key}'], warn)
     return matrix
 
 

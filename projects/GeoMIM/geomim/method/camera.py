@@ -22,6 +22,16 @@ def inverse(matrices: Tensor) -> Tensor:
     return torch.linalg.inv_ex(matrices).inverse
 
 
+def homogeneous(rotation: Tensor, translation: Optional[Tensor] = None) -> Tensor:
+    """(..., 3, 3) and (..., 3) -> (..., 4, 4); no translation is zero."""
+    matrix = torch.zeros(*rotation.shape[:-2], 4, 4, dtype=rotation.dtype, device=rotation.device)
+    matrix[..., :3, :3] = rotation
+    if translation is not None:
+        matrix[..., :3, 3] = translation
+    matrix[..., 3, 3] = 1
+    return matrix
+
+
 def full_precision(tensor: Tensor) -> ContextManager[Any]:
     """Autocast switched off for geometry: half precision would misplace points by decimetres."""
     try:

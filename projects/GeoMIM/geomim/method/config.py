@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import fields
+from numbers import Integral, Real
 from typing import Any, Dict, Mapping, Tuple, Type, TypeVar
 
 from .decoder import DecoderConfig
@@ -23,7 +25,21 @@ def _record(kind: Type[Record], entries: Mapping[str, Any], where: str) -> Recor
     unknown = sorted(set(entries) - set(known))
     if unknown:
         raise ValueError(f'{where}: unknown entries {", ".join(unknown)}; known are {", ".join(known)}')
+    for field in fields(kind):  # type: ignore[arg-type]
+        if field.name in entries:
+            _check_numbers(entries[field.name], str(field.type), f'{where}.{field.name}')
     return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in entries.items()})
+
+
+def _check_numbers(value: Any, kind: str, where: str) -> None:
+    """Raise ``ValueError`` for what is no number, or none of the record's kind, which is ``int`` or ``float`` or holds such."""
+    for number in value if isinstance(value, (list, tuple)) else (value,):
+        if number is None and 'Optional' in kind:
+            continue
+        if 'int' in kind and not isinstance(number, Integral):
+            raise ValueError(f'{where} must be a whole number, got {number!r}')
+        if 'float' in kind and not (isinstance(number, Real) and math.isfinite(number)):
+            raise ValueError(f'{where} must be a finite number, got {number!r}')
 
 
 def _bound(value: Any, where: str) -> Tuple[float, float, float]:
@@ -63,10 +79,14 @@ def view_transform_config(entries: Mapping[str, Any]) -> ViewTransformConfig:
     return _record(ViewTransformConfig, {**left, 'grid': grid, 'depth_bins': depth_bins}, where)
 
 
-def config_from_dict(student: Mapping[str, Any]) -> GeoMIMConfig:
+def config_from_dict(student: Mapping[str, Any], with_weights: bool = False) -> GeoMIMConfig:
     """The record of a nested dictionary with the entries ``encoder`` (a Swin's sizes, or any
     :class:`geomim.method.masked_encoder.EncoderSpec`), ``decoder``, ``view_transform``, ``target`` and the plain fields of
     :class:`geomim.GeoMIMConfig`.
+
+    Args:
+        student: the dictionary.
+        with_weights: a checkpoint fills the model; what it leaves out starts as published unless ``linear_init`` is given.
 
     Raises:
         ValueError: an unknown entry, named with its place, or values that do not fit.
@@ -75,6 +95,8 @@ def config_from_dict(student: Mapping[str, Any]) -> GeoMIMConfig:
         name: value for name, value in student.items() if name not in ('encoder', 'decoder', 'view_transform', 'target')
     }
     encoder = student.get('encoder', {})
+    if with_weights:
+        plain.setdefault('linear_init', 'torch')
     parts = {
         'encoder': encoder if isinstance(encoder, EncoderSpec) else swin_config(encoder),
         'decoder': _record(DecoderConfig, student.get('decoder', {}), 'student.decoder'),

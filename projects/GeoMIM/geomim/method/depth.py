@@ -48,6 +48,12 @@ class DepthBins:
         return (depth - (self.lower - self.step)) / self.step
 
 
+def check_weight(weight: float, name: str) -> None:
+    """Raise ``ValueError`` for a factor of a loss that is not finite or below 0."""
+    if not 0 <= weight < float('inf'):
+        raise ValueError(f'{name} must be a finite number of at least 0, got {weight}')
+
+
 def check_cloud(points: Tensor, source: str = 'points') -> None:
     """Raise ``ValueError`` for a point cloud that is no (M > 0, >= 3); looks at no value."""
     if points.dim() != 2 or points.shape[1] < 3:
@@ -62,6 +68,8 @@ def check_points(points: Tensor, source: str = 'points') -> None:
     Reads the values back: call it on the host.
     """
     check_cloud(points, source)
+    if bool(torch.isfinite(points.sum())):  # one value that is not finite spoils the sum; fast
+        return
     bad = (~torch.isfinite(points)).any(dim=1)
     if bool(bad.any()):
         row = int(bad.int().argmax())

@@ -5,6 +5,7 @@ Shape legend: K copies, h x w cells. A mask is 1 where a cell is hidden and 0 wh
 
 from __future__ import annotations
 
+from numbers import Integral
 from typing import Optional, Tuple
 
 import torch
@@ -18,7 +19,7 @@ def mask_grid_size(image_size: Tuple[int, int], cell: int = MASK_CELL, copies: i
     """Cells (h, w) of an image of ``image_size`` = (H, W) pixels.
 
     Raises:
-        ValueError: a size that is no multiple of the cell, fewer than two copies, or fewer cells than copies.
+        ValueError: a size that is no multiple of the cell, copies that are no whole number of at least 2, or fewer cells.
     """
     height, width = image_size
     if height % cell or width % cell or height <= 0 or width <= 0:
@@ -27,8 +28,10 @@ def mask_grid_size(image_size: Tuple[int, int], cell: int = MASK_CELL, copies: i
             f'{max(1, round(height / cell)) * cell} x {max(1, round(width / cell)) * cell} would be'
         )
     cells = (height // cell) * (width // cell)
-    if copies < 2:
-        raise ValueError(f'copies must be at least 2 (each copy keeps 1 / copies of the cells), got {copies}')
+    if not isinstance(copies, Integral) or copies < 2:
+        raise ValueError(
+            f'copies must be at least 2 and a whole number (each copy keeps 1 / copies of the cells), got {copies}'
+        )
     if cells < copies:
         raise ValueError(f'an image of {height} x {width} has {cells} mask cells, fewer than {copies} copies')
     return height // cell, width // cell

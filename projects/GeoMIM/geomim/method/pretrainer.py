@@ -13,12 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from .camera import CameraRig
+from .cross_view import CrossViewBlock
 from .decoder import Decoder, DecoderConfig, StageFusion
-from .depth import depth_labels, depth_loss
+from .depth import check_weight, depth_labels, depth_loss
 from .lift_splat import ViewTransform, ViewTransformConfig
 from .masked_encoder import EncoderSpec
 from .masking import MASK_CELL, check_masks, complementary_masks, mask_grid_size
-from .swin import SwinConfig
+from .swin import SwinConfig, SwinEncoder, WindowProjections
 from .target import TargetConfig, at_least_float32, normalise_patches, reconstruction_loss
 
 
@@ -35,6 +36,8 @@ class GeoMIMConfig:
         static_map: add a learned map (1, C, X, Y) to every prediction, for the part of a target that is alike in all
             frames (rings of the LiDAR on the ground, corners out of its reach). The paper has none; a short run is
             then spent on what the images show. Not for BEV flips, rotations or scales, which move that part.
+        linear_init: how linear layers start: 'xavier', or 'torch', as torch draws them and without position biases, which is how the
+            published run starts those that MixMAE's weights leave out. Cross-view blocks start as the identity either way.
     """
 
     encoder: EncoderSpec = field(default_factory=SwinConfig)
@@ -45,10 +48,14 @@ class GeoMIMConfig:
     depth_loss_weight: float = 0.01
     activation_checkpointing: bool = False
     static_map: bool = False
+    linear_init: str = 'xavier'
 
     def __post_init__(self) -> None:
+        if self.linear_init not in ('xavier', 'torch'):
+            raise ValueError(f"linear_init must be 'xavier' or 'torch', got {self.linear_init!r}")
         self.encoder.check()
         mask_grid_size(self.view_transform.image_size, MASK_CELL, self.copies)
+        check_weight(self.depth_loss_weight, 'depth_loss_weight')
 
 
 @dataclass(frozen=True)
@@ -93,6 +100,10 @@ class GeoMIM(nn.Module):
         if config.static_map:
             cells = config.view_transform.output_grid.shape
             self.static_map = nn.Parameter(torch.zeros(1, config.target.channels, *cells))
+        if config.linear_init == 'torch':
+            for part in self.children():
+                if part is not self.encoder or isinstance(part, SwinEncoder):  # other backbones start in their own way
+                    part.apply(_init_as_torch)
 
     def draw_masks(self, device: torch.device, generator: Optional[torch.Generator] = None) -> Tensor:
         """(K, h', w') complementary masks, shared by all images of a batch."""
@@ -205,3 +216,13 @@ class GeoMIM(nn.Module):
                 f'masks have {tuple(masks.shape[1:])} cells, expected {cells}: cells of {MASK_CELL} pixels in images of '
                 f'{self.config.view_transform.image_size} pixels'
             )
+
+
+def _init_as_torch(module: nn.Module) -> None:
+    """For ``apply``, which comes to a block after the layers in it."""
+    if isinstance(module, nn.Linear):
+        module.reset_parameters()
+    elif isinstance(module, WindowProjections):
+        nn.init.zeros_(module.relative_position_bias_table)
+    elif isinstance(module, CrossViewBlock):
+        module.reset_to_identity()

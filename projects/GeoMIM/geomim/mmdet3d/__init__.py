@@ -20,7 +20,7 @@ from ..mmengine import (
     TeacherGuardHook,
 )
 from .lidar_encoder import BEVFusionLSparseEncoder
-from .loading import CheckPointCloud, LoadCameraRig, LoadSurroundImages, LoadSurroundSweeps
+from .loading import CheckPointCloud, LoadCameraRig, LoadSurroundImages, LoadSurroundPoints, LoadSurroundSweeps
 from .sparse import SparseOnCPUHook
 from .teacher import GeoMIMLidarTeacher, GivenBEVTeacher, LidarTeacher, TeacherRecord
 from .transforms import BEVFlip, PackGeoMIMInputs, PointsToDepthMap, SurroundImageAug
@@ -43,6 +43,7 @@ __all__ = [
     'LidarTeacher',
     'LoadCameraRig',
     'LoadSurroundImages',
+    'LoadSurroundPoints',
     'LoadSurroundSweeps',
     'PackGeoMIMInputs',
     'PointsToDepthMap',

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Tuple, Union
+from typing import Any, Dict, List, Mapping, Optional, Tuple
 
 import mmdet3d.models  # noqa: F401  (fills the registry)
 import torch
@@ -16,64 +16,32 @@ from mmdet3d.registry import MODELS
 from mmdet3d.structures import Det3DDataSample
 from mmengine.config import Config, ConfigDict
 from mmengine.hub import get_config
-from torch import Tensor
+from torch import Tensor, nn
 
-from ..teachers.sparse_kernels import draw_weights
-from ..teachers.tapped import TappedDetector, model_part, point_features
+from ..teachers.tapped import TappedDetector
 from .sparse import share_indices
-
-DetectorSource = Union[str, Path, Dict[str, Any]]
-
-
-def detector_config(source: DetectorSource) -> ConfigDict:
-    """The model part of a detector's configuration, as a copy.
-
-    Args:
-        source: a model's dict, a dict with a ``model`` entry, a config file, or an installed one's ``mmdet3d::`` name.
-
-    Raises:
-        ValueError: a file or name that does not exist, or no model in it.
-    """
-    if isinstance(source, dict):
-        config = source
-    elif '::' in str(source):
-        try:
-            config = get_config(str(source))
-        except (OSError, ValueError, ImportError, AssertionError) as error:
-            raise ValueError(f'teacher detector {source!r}: no such config is installed ({error})') from error
-    else:
-        if not Path(source).is_file():
-            raise ValueError(
-                f'teacher detector {str(source)!r}: no such config file (nor a name of the form mmdet3d::...)'
-            )
-        config = Config.fromfile(str(source))
-    return ConfigDict(model_part(config))
 
 
 class HostDetector(TappedDetector):
-    """A detector of mmdet3d 1.x from its configuration, up to a tap.
+    """A detector of mmdet3d 1.x up to a tap; a source may also be an installed config's name (``'mmdet3d::centerpoint/...py'``)."""
 
-    Args:
-        source: see :func:`detector_config`.
-        tap: name of the submodule whose output is wanted.
-        index: which map, if that output is a sequence of several.
-        seed: of the weights until a checkpoint replaces them; the global random state is left alone.
+    def read(self, source: str) -> Mapping[str, Any]:
+        if '::' in source:
+            try:
+                return get_config(source)
+            except (OSError, ValueError, ImportError, AssertionError) as error:
+                raise ValueError(f'teacher detector {source!r}: no such config is installed ({error})') from error
+        if not Path(source).is_file():
+            raise ValueError(f'teacher detector {source!r}: no such config file (nor a name of the form mmdet3d::...)')
+        return Config.fromfile(source)
 
-    Raises:
-        ValueError: no such detector or tap; a detector that is none of mmdet3d's point cloud detectors.
-    """
-
-    def __init__(self, source: DetectorSource, tap: str, index: Optional[int] = None, seed: int = 0) -> None:
-        config = detector_config(source)
-        with torch.random.fork_rng(devices=[]):
-            # The scope makes the parts be found whatever host's runner is at work.
-            detector = MODELS.build(ConfigDict(config, _scope_='mmdet3d'))
-        draw_weights(detector, seed)
-        super().__init__(detector, tap, index, point_features(config))
+    def build(self, config: Dict[str, Any]) -> nn.Module:
+        # The scope makes the parts be found whatever host's runner is at work.
+        detector = MODELS.build(ConfigDict(config, _scope_='mmdet3d'))
         for encoder in detector.modules():
             if isinstance(encoder, SparseEncoder):
                 share_indices(encoder)
-        self._wants_metas = len(inspect.signature(detector.extract_feat).parameters) > 1
+        return detector
 
     @property
     def point_range(self) -> Optional[Tuple[float, ...]]:
@@ -85,7 +53,7 @@ class HostDetector(TappedDetector):
         inputs: Dict[str, Any] = {'points': clouds}
         if getattr(self.detector.data_preprocessor, 'voxel', False):
             inputs['voxels'] = self._voxelize(clouds, samples)
-        if self._wants_metas:
+        if len(inspect.signature(self.detector.extract_feat).parameters) > 1:  # it wants meta information, too
             self.detector.extract_feat(inputs, [sample.metainfo for sample in samples])
         else:
             self.detector.extract_feat(inputs)

@@ -7,18 +7,16 @@ from __future__ import annotations
 
 from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 
-import mmcv
-import mmengine.fileio
 import numpy as np
+import torch
 from mmcv.transforms import BaseTransform
-from mmdet3d.datasets.transforms import LoadPointsFromMultiSweeps
+from mmdet3d.datasets.transforms import LoadPointsFromFile, LoadPointsFromMultiSweeps
 from mmengine.registry import TRANSFORMS
 
-from ..method.depth import check_points
+from ..adapter.checks import LONGEST_GAP, WarnOnce, check_file, check_past, check_poses, check_reach, check_rig
+from ..method.depth import check_cloud, check_points
 from ..mmengine.rig import sample_name
-
-# First bytes of a format, the bytes that start its image data, the bytes that end it
-_FORMATS = ((b'\xff\xd8', b'\xff\xda', b'\xff\xd9'), (b'\x89PNG', b'IDAT', b'IEND'))
+from .images import read_image
 
 
 def _calibration(results: Mapping[str, Any], name: str, key: str) -> np.ndarray:
@@ -68,8 +66,8 @@ class LoadCameraRig(BaseTransform):
         img_aug_matrix (N, 4, 4) and bev_aug_matrix (4, 4), float32.
 
     Raises:
-        ValueError: a repeated or absent camera, or calibration that is absent, misshapen, not finite, or without a
-            positive focal length.
+        ValueError: a repeated or absent camera, or calibration that is absent, misshapen, not finite, without a
+            positive focal length, or refused by :func:`geomim.adapter.checks.check_rig`.
     """
 
     def __init__(self, cameras: Optional[Sequence[str]] = None, lidar_is_ego: bool = False) -> None:
@@ -80,6 +78,7 @@ class LoadCameraRig(BaseTransform):
             raise ValueError('LoadCameraRig: cameras=[] leaves no camera; None takes all')
         self.cameras = None if cameras is None else tuple(cameras)
         self.lidar_is_ego = lidar_is_ego
+        self._warn = WarnOnce()
 
     def transform(self, results: Dict[str, Any]) -> Dict[str, Any]:
         if 'images' not in results:
@@ -96,10 +95,14 @@ class LoadCameraRig(BaseTransform):
         results['cam_names'] = names
         results['cam2img'] = np.stack([_intrinsics(results, name) for name in names])
         results['lidar2cam'] = np.stack([_pose(results, name, 'lidar2cam') for name in names])
-        if self.lidar_is_ego:
-            results['cam2ego'] = np.linalg.inv(results['lidar2cam'])
-        else:
-            results['cam2ego'] = np.stack([_pose(results, name, 'cam2ego') for name in names])
+        poses = None if self.lidar_is_ego else np.stack([_pose(results, name, 'cam2ego') for name in names])
+        check_rig(
+            *(torch.from_numpy(results[key]) for key in ('cam2img', 'lidar2cam')),
+            None if poses is None else torch.from_numpy(poses),
+            [f'{sample_name(results)}, camera {name}' for name in names],
+            self._warn,
+        )
+        results['cam2ego'] = np.linalg.inv(results['lidar2cam']) if poses is None else poses
         results['img_aug_matrix'] = np.tile(np.eye(4, dtype=np.float32), (len(names), 1, 1))
         results['bev_aug_matrix'] = np.eye(4, dtype=np.float32)
         return results
@@ -108,18 +111,11 @@ class LoadCameraRig(BaseTransform):
         return f'{type(self).__name__}(cameras={self.cameras}, lidar_is_ego={self.lidar_is_ego})'
 
 
-def _cut_short(data: bytes) -> bool:
-    """Whether a JPEG or PNG lacks its end mark; OpenCV decodes such a file without an error and fills up with grey."""
-    for start, scan, end in _FORMATS:
-        if data.startswith(start):
-            return data.rfind(end) < data.rfind(scan)
-    return False
-
-
 @TRANSFORMS.register_module()
 class LoadSurroundImages(BaseTransform):
     """Reads one image a camera, in the order of ``results['images']``; sizes may differ between the cameras.
 
+    Pixels are taken as stored, whatever orientation the metadata (EXIF) tell; see :func:`geomim.mmdet3d.images.read_image`.
     Stands in for mmdet3d's ``LoadMultiViewImageFromFiles``, which pads to the largest image, fails obscurely on an
     unreadable one and takes a truncated one as it is.
 
@@ -147,21 +143,10 @@ class LoadSurroundImages(BaseTransform):
 
     def _read(self, results: Mapping[str, Any], name: str) -> np.ndarray:
         path = results['images'][name].get('img_path')
-        where = f'{sample_name(results)}, camera {name}: image {path}'
+        where = f'{sample_name(results)}, camera {name}: '
         if path is None:
-            raise ValueError(f"{where}: no 'img_path' in the info file")
-        try:
-            data = mmengine.fileio.get(path, backend_args=self.backend_args)
-        except OSError as error:
-            raise ValueError(f'{where} cannot be read: {error}') from error
-        if not data:
-            raise ValueError(f'{where} is an empty file')
-        if _cut_short(data):
-            raise ValueError(f'{where} is truncated: its end is missing after {len(data)} bytes')
-        image = mmcv.imfrombytes(data, flag='color', backend='cv2')
-        if image is None:
-            raise ValueError(f'{where} cannot be decoded ({len(data)} bytes starting with {data[:8]!r})')
-        return image
+            raise ValueError(f"{where}image None: no 'img_path' in the info file")
+        return read_image(path, self.backend_args, where)
 
     def __repr__(self) -> str:
         return f'{type(self).__name__}(backend_args={self.backend_args})'
@@ -175,26 +160,74 @@ def _as_subtracted(sweep: Mapping[str, Any]) -> Dict[str, Any]:
     return dict(sweep, lidar_points=dict(sweep['lidar_points'], lidar2sensor=adapted))
 
 
+class _CheckedFile:
+    """A loader of points that names a file which is absent or does not hold points of ``load_dim`` features."""
+
+    load_dim: int
+
+    def _load_points(self, pts_filename: str) -> np.ndarray:
+        try:
+            points: np.ndarray = super()._load_points(pts_filename)  # type: ignore[misc]
+        except (OSError, ValueError) as error:
+            raise ValueError(f'point cloud {pts_filename} cannot be read: {error}') from error
+        points = np.array(points, dtype=np.float32).reshape(-1)
+        check_file(torch.from_numpy(points), self.load_dim, f'point cloud {pts_filename}')
+        return points
+
+
 @TRANSFORMS.register_module()
-class LoadSurroundSweeps(LoadPointsFromMultiSweeps):
+class LoadSurroundPoints(_CheckedFile, LoadPointsFromFile):
+    """mmdet3d's ``LoadPointsFromFile`` (same arguments) that names a file which is absent, cut, or of other features.
+
+    Raises:
+        ValueError: a file that cannot be read or was not written with ``load_dim`` features per point.
+    """
+
+
+@TRANSFORMS.register_module()
+class LoadSurroundSweeps(_CheckedFile, LoadPointsFromMultiSweeps):
     """mmdet3d's ``LoadPointsFromMultiSweeps`` (same arguments) that puts past sweeps where they belong.
 
     A sweep's point p lies at R^-1 p - R^-1 t in the key frame, for lidar2sensor = [R | t]; mmdet3d 1.4 computes
     R^-1 p - t, which is off by decimetres when the vehicle turns (open-mmlab/mmdetection3d issue 3054).
+
+    Raises:
+        ValueError: an empty key cloud; a sweep's file that cannot be read or has other features; a sweep that lies farther
+            away than a vehicle drives; a time stamp of another scene, where the time is used.
     """
 
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._warn = WarnOnce()
+
     def transform(self, results: Dict[str, Any]) -> Dict[str, Any]:
+        check_cloud(results['points'].tensor, point_source(results))
         sweeps: Optional[List[Dict[str, Any]]] = results.get('lidar_sweeps')
         if sweeps is None:
             return super().transform(results)
+        if sweeps:
+            self._check_sweeps(results, sweeps)
         loaded = super().transform(dict(results, lidar_sweeps=[_as_subtracted(sweep) for sweep in sweeps]))
         loaded['lidar_sweeps'] = sweeps
         return loaded
 
+    def _check_sweeps(self, results: Mapping[str, Any], sweeps: Sequence[Mapping[str, Any]]) -> None:
+        places = [f'{sample_name(results)}, past sweep {sweep["lidar_points"].get("lidar_path")}' for sweep in sweeps]
+        poses = np.array([sweep['lidar_points']['lidar2sensor'] for sweep in sweeps], dtype=np.float64)
+        check_poses(torch.from_numpy(poses), [f'{place}: lidar2sensor' for place in places], self._warn)
+        for place, sweep, shift in zip(places, sweeps, np.linalg.norm(poses[:, :3, 3], axis=1)):
+            seconds = float(results['timestamp']) - float(sweep['timestamp'])
+            if 4 in self.use_dim and not abs(seconds) <= LONGEST_GAP:
+                raise ValueError(
+                    f'{place}: its time stamp lies {seconds:.6g} s before the key frame, at most {LONGEST_GAP:g} s can be; '
+                    'it belongs to another scene, or time stamps are not in seconds'
+                )
+            check_past(float(shift), seconds, place)
+
 
 @TRANSFORMS.register_module()
 class CheckPointCloud(BaseTransform):
-    """Refuses an empty cloud and values that are not finite.
+    """Refuses an empty cloud, values that are not finite, and a cloud out of every teacher's reach.
 
     Goes before ``PointsRangeFilter``, which drops NaN coordinates without a word.
 
@@ -202,8 +235,12 @@ class CheckPointCloud(BaseTransform):
         ValueError: names the sample, the LiDAR file and the first bad row.
     """
 
+    def __init__(self) -> None:
+        self._warn = WarnOnce()
+
     def transform(self, results: Dict[str, Any]) -> Dict[str, Any]:
         check_points(results['points'].tensor, point_source(results))
+        check_reach(results['points'].tensor, point_source(results), self._warn)
         return results
 
     def __repr__(self) -> str:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..teachers.base import BEVTeacher, GridLike, Points, TeacherRecord, as_grid, expected_cell
 from ..teachers.tapped import TappedTeacher
-from .lidar_detector import DetectorSource, HostDetector
+from .lidar_detector import HostDetector
 
 __all__ = ['BEVTeacher', 'GeoMIMLidarTeacher', 'GivenBEVTeacher', 'LidarTeacher', 'TeacherRecord', 'expected_cell']
 
@@ -24,47 +24,17 @@ __all__ = ['BEVTeacher', 'GeoMIMLidarTeacher', 'GivenBEVTeacher', 'LidarTeacher'
 class GeoMIMLidarTeacher(TappedTeacher):
     """A LiDAR detector of mmdet3d whose features at a named submodule are what a student learns.
 
-    Args:
-        detector: a model's config dict, a config file, or an installed one's name (``'mmdet3d::centerpoint/...py'``).
-        tap: the submodule whose output is the map: 'pts_middle_encoder', 'pts_backbone', 'pts_neck', ...
-        checkpoint: weights of mmdet3d's CenterPoint or BEVFusion, or of MIT's BEVFusion; None (random) is warned of.
-        grid: cells of the map; measured with a few points if None.
-        channels: C; measured if None.
-        index: which map, if the tap gives several.
-        checkpoint_layout: 'auto', 'mmdet3d' or 'mit'.
-        seed: of random weights, so that a resumed run meets the same teacher.
-
-    Raises:
-        ValueError: a detector, tap, grid or checkpoint that does not exist or does not fit.
+    Arguments are those of :class:`geomim.teachers.tapped.TappedTeacher`; ``detector`` may also be an installed config's name
+    (``'mmdet3d::centerpoint/...py'``).
     """
 
-    def __init__(
-        self,
-        *,
-        detector: DetectorSource,
-        tap: str,
-        checkpoint: Optional[str] = None,
-        grid: Optional[GridLike] = None,
-        channels: Optional[int] = None,
-        index: Optional[int] = None,
-        checkpoint_layout: str = 'auto',
-        seed: int = 0,
-    ) -> None:
-        super().__init__(
-            HostDetector(detector, tap, index, seed),
-            checkpoint=checkpoint,
-            checkpoint_layout=checkpoint_layout,
-            grid=grid,
-            channels=channels,
-            log=_log,
-        )
+    host = HostDetector
+
+    def log(self, message: str, level: int) -> None:
+        print_log(message, logger='current', level=level)
 
 
 LidarTeacher = GeoMIMLidarTeacher  # its former name
-
-
-def _log(message: str, level: int) -> None:
-    print_log(message, logger='current', level=level)
 
 
 @MODELS.register_module()

@@ -24,6 +24,8 @@ from ..mmengine.rig import RIG_KEYS, build_rig
 from .loading import image_size
 
 IMAGE_MULTIPLE = 32  # pixels; stride of the encoder's last stage and side of a mask cell
+_NEARLY_WHOLE = 0.8  # from this scale on, interpolation sees about every pixel of the image
+_MOST_POINTS = 4  # per pixel, along each axis
 _HALF_PIXEL = np.array([[1, 0, 0.5], [0, 1, 0.5], [0, 0, 1]])  # OpenCV puts pixel centres on whole numbers
 
 
@@ -55,18 +57,37 @@ class ImageDraw:
 def warp_image(image: np.ndarray, matrix: np.ndarray, size: Tuple[int, int]) -> np.ndarray:
     """The image under ``matrix`` (3, 3), black where there is none, with output ``size`` (H, W).
 
-    When the matrix shrinks, an area average comes first (against aliasing); the remaining map makes up for the whole
-    pixels of that step, so that the result follows the matrix.
+    A matrix that shrinks takes an area average, against aliasing. Where that leaves a move by whole pixels, as in testing,
+    nothing is interpolated. Else, as interpolating averaged pixels would blur them, the image is interpolated at several
+    points per pixel, which are then averaged. The result follows the matrix either way and is about as sharp.
     """
     scale = float(np.sqrt(abs(np.linalg.det(matrix[:2, :2]))))
-    remaining = matrix
+    times = 1
     if scale < 1:
-        height, width = image.shape[:2]
-        small = max(1, round(width * scale)), max(1, round(height * scale))
-        image = cv2.resize(image, small, interpolation=cv2.INTER_AREA)
-        remaining = matrix @ np.diag([width / small[0], height / small[1], 1.0])
-    at_centres = np.linalg.inv(_HALF_PIXEL) @ remaining @ _HALF_PIXEL
-    return cv2.warpAffine(image, at_centres[:2], (size[1], size[0]), flags=cv2.INTER_LINEAR, borderValue=(0, 0, 0))
+        average, remaining = _averaging(image, matrix, scale)
+        if _moves_whole_pixels(remaining, average):
+            image, matrix = cv2.resize(image, average, interpolation=cv2.INTER_AREA), remaining
+        else:
+            times = 1 if scale >= _NEARLY_WHOLE else min(max(2, round(1 / scale)), _MOST_POINTS)
+            if scale * _MOST_POINTS < 1:
+                average, matrix = _averaging(image, matrix, scale * _MOST_POINTS)
+                image = cv2.resize(image, average, interpolation=cv2.INTER_AREA)
+    at_centres = np.linalg.inv(_HALF_PIXEL) @ np.diag([times, times, 1.0]) @ matrix @ _HALF_PIXEL
+    points = (size[1] * times, size[0] * times)
+    warped = cv2.warpAffine(image, at_centres[:2], points, flags=cv2.INTER_LINEAR, borderValue=(0, 0, 0))
+    return warped if times == 1 else cv2.resize(warped, (size[1], size[0]), interpolation=cv2.INTER_AREA)
+
+
+def _averaging(image: np.ndarray, matrix: np.ndarray, scale: float) -> Tuple[Tuple[int, int], np.ndarray]:
+    """(width, height) of the image times ``scale``, whole numbers, and the matrix from there on."""
+    height, width = image.shape[:2]
+    small = max(1, round(width * scale)), max(1, round(height * scale))
+    return small, matrix @ np.diag([width / small[0], height / small[1], 1.0])
+
+
+def _moves_whole_pixels(matrix: np.ndarray, size: Tuple[int, int]) -> bool:
+    """Whether all pixels of an image of ``size`` (width, height) fall onto pixels; OpenCV tells 1 / 32 pixel apart."""
+    return bool((np.abs(matrix - matrix.round())[:2] @ [*size, 1] < 1 / 64).all())
 
 
 def _check_range(name: str, value: Sequence[float], lower: float, upper: float) -> Tuple[float, float]:

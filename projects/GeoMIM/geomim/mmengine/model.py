@@ -35,7 +35,8 @@ class GeoMIMPretrainer(BaseModel):
         student: the student's sizes and its encoder, see :func:`geomim.adapter.encoders.student_config`.
         teacher: config of a module that turns point clouds into BEV maps (``GeoMIMLidarTeacher``, ``GivenBEVTeacher``).
         init_from: MixMAE or pretraining checkpoint that starts the student; random weights if None.
-        mask_seed: the masks are a function of this seed, the iteration and, unless ``masks_per_rank`` is False, the rank.
+        mask_seed: the masks are a function of this seed, the iteration and, with ``masks_per_rank``, the rank.
+        masks_per_rank: masks of each rank's own; all ranks share them otherwise, as in the published runs.
         sync_bn: batch statistics of the view transformation over all GPUs, as in the reference; needs CUDA and several ranks.
         data_preprocessor: config of the data preprocessor.
         init_cfg: mmengine's; left to the hosts.
@@ -50,13 +51,13 @@ class GeoMIMPretrainer(BaseModel):
         teacher: Dict[str, Any],
         init_from: Optional[str] = None,
         mask_seed: int = 0,
-        masks_per_rank: bool = True,
+        masks_per_rank: bool = False,
         sync_bn: bool = True,
         data_preprocessor: Optional[Dict[str, Any]] = None,
         init_cfg: Optional[Dict[str, Any]] = None,
     ) -> None:
         super().__init__(data_preprocessor or dict(type='GeoMIMDataPreprocessor'), init_cfg)
-        config = student_config(student, MODELS.build)
+        config = student_config(student, MODELS.build, with_weights=init_from is not None)
         self.student = GeoMIM(config)
         self.teacher = MODELS.build(teacher)
         record = getattr(self.teacher, 'record', None)

@@ -14,7 +14,7 @@ from mmengine.registry import FUNCTIONS, HOOKS
 from ..adapter.seeds import derived_seed, mask_generator
 
 
-def current_mask_generator(seed: int, per_rank: bool = True) -> torch.Generator:
+def current_mask_generator(seed: int, per_rank: bool) -> torch.Generator:
     """The generator for the masks of the current iteration of a Runner."""
     iteration = int(MessageHub.get_current_instance().get_info('iter', 0) or 0)
     return mask_generator(seed, iteration, get_rank() if per_rank else 0)

@@ -1,4 +1,4 @@
-"""A LiDAR detector cut off behind one of its submodules, and the teacher that it makes; a host's adapter runs the detector.
+"""A LiDAR detector cut off behind one of its submodules, and the teacher that it makes (METHOD 3); a host's adapter runs the detector.
 
 Shape legend: B samples, M points, F point features, C channels.
 """
@@ -8,7 +8,8 @@ from __future__ import annotations
 import copy
 import difflib
 import logging
-from typing import Any, Callable, Dict, List, Mapping, NoReturn, Optional, Sequence, Tuple
+from pathlib import Path
+from typing import Any, Callable, Dict, List, Mapping, NoReturn, Optional, Sequence, Tuple, Type, Union
 
 import torch
 from torch import Tensor, nn
@@ -16,9 +17,10 @@ from torch import Tensor, nn
 from ..checkpoints.files import LoadReport
 from .base import BEVTeacher, GridLike, Points, TeacherRecord, record_for_range
 from .probe import measure_grid
-from .sparse_kernels import single_threaded, sparse_convolutions
+from .sparse_kernels import draw_weights, single_threaded, sparse_convolutions
 from .weights import load_teacher_weights
 
+DetectorSource = Union[str, Path, Dict[str, Any]]
 # The parts of mmdet3d's LiDAR detectors in the order in which points pass them
 LIDAR_PATHS: Tuple[Tuple[str, ...], ...] = (
     ('pts_voxel_encoder', 'pts_middle_encoder', 'pts_backbone', 'pts_neck'),
@@ -90,23 +92,27 @@ def point_features(config: Mapping[str, Any]) -> Optional[int]:
 
 
 class TappedDetector(nn.Module):
-    """Points in, the output of one submodule out; a subclass says how its host's detectors take points.
+    """Points in, the output of one submodule out; a subclass says how its host reads, builds and runs detectors.
 
     Args:
-        detector: a LiDAR detector of mmdet3d; frozen, and cut off behind the tap.
+        source: a LiDAR detector of mmdet3d: a model's dict, a dict with ``model``, or a config file; built, frozen, and cut
+            off behind the tap.
         tap: name of the submodule whose output is wanted.
         index: which map, if that output is a sequence of several.
-        num_features: F that the detector was built for, None if it does not say.
+        seed: of the weights until a checkpoint replaces them; the global random state is left alone.
 
     Raises:
-        ValueError: no such tap; a detector without ``extract_feat``.
+        ValueError: no such detector or tap; a detector without ``extract_feat``.
     """
 
-    def __init__(
-        self, detector: nn.Module, tap: str, index: Optional[int] = None, num_features: Optional[int] = None
-    ) -> None:
+    def __init__(self, source: DetectorSource, tap: str, index: Optional[int] = None, seed: int = 0) -> None:
         super().__init__()
-        self.detector, self.tap, self.index, self.num_features = detector, tap, index, num_features
+        config = model_part(source if isinstance(source, dict) else self.read(str(source)))
+        self.num_features = point_features(config)  # before the build, which may take entries out
+        with torch.random.fork_rng(devices=[]):
+            detector = self.build(config)
+        draw_weights(detector, seed)
+        self.detector, self.tap, self.index = detector, tap, index
         module = find_tap(detector, tap)
         if not hasattr(detector, 'extract_feat'):
             raise ValueError(f'{type(detector).__name__} has no extract_feat: the teacher needs a detector of mmdet3d')
@@ -115,6 +121,14 @@ class TappedDetector(nn.Module):
         self.has_sparse_convolutions = bool(sparse_convolutions(detector))
         self.requires_grad_(False)
         self.eval()
+
+    def read(self, source: str) -> Mapping[str, Any]:
+        """The configuration in a file, or under a name that the host knows."""
+        raise NotImplementedError
+
+    def build(self, config: Dict[str, Any]) -> nn.Module:
+        """The detector of a model's configuration."""
+        raise NotImplementedError
 
     @property
     def point_range(self) -> Optional[Tuple[float, ...]]:
@@ -189,44 +203,54 @@ class TappedTeacher(BEVTeacher):
     It stays float32.
 
     Args:
-        tapped: the detector, with random weights.
-        checkpoint: its weights; None is warned of.
-        checkpoint_layout: 'auto', 'mmdet3d' or 'mit'.
-        grid: cells of the map; measured with a few points if None.
+        detector: see :class:`TappedDetector`.
+        tap: the submodule whose output is the map: 'pts_middle_encoder', 'pts_backbone', 'pts_backbone.blocks.0', ...
+        grid: cells of the map, entries of :class:`geomim.method.grid.BEVGrid`; measured with a few points if None.
         channels: C; measured if None.
-        log: takes a message and its level, as of ``logging``.
+        checkpoint: weights of mmdet3d's CenterPoint or BEVFusion, or of MIT's BEVFusion; None (random) is warned of.
+        checkpoint_layout: 'auto', 'mmdet3d' or 'mit'.
+        index: which map, if the tap gives several.
+        seed: of random weights, so that a resumed run meets the same teacher.
 
     Raises:
-        ValueError: a checkpoint that does not fit, a grid that is not the detector's or cannot be measured.
+        ValueError: a detector, tap or checkpoint that does not exist or does not fit, a grid that is not the detector's or
+            cannot be measured.
     """
 
+    host: Type[TappedDetector]
     _tapped: TappedDetector
 
     def __init__(
         self,
-        tapped: TappedDetector,
-        *,
-        checkpoint: Optional[str],
-        checkpoint_layout: str,
-        grid: Optional[GridLike],
-        channels: Optional[int],
-        log: Callable[[str, int], None],
+        detector: DetectorSource,
+        tap: str,
+        grid: Optional[GridLike] = None,
+        channels: Optional[int] = None,
+        checkpoint: Optional[str] = None,
+        checkpoint_layout: str = 'auto',
+        index: Optional[int] = None,
+        seed: int = 0,
     ) -> None:
         super().__init__()
+        tapped = self.host(detector, tap, index, seed)
         # Past nn.Module's own registration: see the docstring.
         object.__setattr__(self, '_tapped', tapped)
         self.load_report: Optional[LoadReport] = None
         if checkpoint is None:
-            log(
+            self.log(
                 f'The LiDAR teacher ({type(self.detector).__name__}) has no checkpoint: its weights are random. That is '
                 'enough to try the code, but there is little to learn from it; set `checkpoint` to a trained detector.',
                 logging.WARNING,
             )
         else:
             self.load_report = load_teacher_weights(self.detector, checkpoint, checkpoint_layout)
-            log(f'LiDAR teacher from {self.load_report.describe()}', logging.INFO)
+            self.log(f'LiDAR teacher from {self.load_report.describe()}', logging.INFO)
         self.record = _record(tapped, grid, channels)
         self.train()
+
+    def log(self, message: str, level: int) -> None:
+        """Where the host logs; the level is one of ``logging``."""
+        raise NotImplementedError
 
     @property
     def detector(self) -> nn.Module:

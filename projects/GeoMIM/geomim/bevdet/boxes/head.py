@@ -51,7 +51,8 @@ class BEVDetCenterHead(CenterHead):
         bbox_coder: config of a ``CenterPointBBoxCoder``: cells to metres, score threshold, range of centres.
         common_heads: ``reg``, ``height``, ``dim``, ``rot`` and, to regress velocities, ``vel``, each (channels, convolutions).
         train_cfg, test_cfg: CenterHead's, with BEVDet's lists by task in ``nms_type``, ``nms_thr`` and ``nms_rescale_factor``.
-        center_head: the other arguments of mmdet3d's CenterHead.
+        center_head: the other arguments of mmdet3d's CenterHead. ``separate_head.init_bias`` is where the heat maps' biases start;
+            without it torch draws them, as in the published runs, whose host never came to set its -2.19.
 
     Raises:
         ValueError: settings that do not fit the tasks or each other.
@@ -68,7 +69,7 @@ class BEVDetCenterHead(CenterHead):
     ) -> None:
         _check_tasks(tasks)
         _check_branches(common_heads)
-        center_head.setdefault('separate_head', dict(type='SeparateHead', init_bias=-2.19, final_kernel=3))
+        center_head.setdefault('separate_head', dict(type='SeparateHead', final_kernel=3))
         center_head.setdefault('loss_bbox', dict(type='mmdet.L1Loss', reduction='mean', loss_weight=0.25))
         super().__init__(  # on copies: the parent writes into its configuration
             tasks=deepcopy(list(tasks)),
@@ -78,6 +79,7 @@ class BEVDetCenterHead(CenterHead):
             test_cfg=test_cfg,
             **deepcopy(center_head),
         )
+        self.heatmap_bias: Optional[float] = center_head['separate_head'].get('init_bias')
         self.box_parts = tuple(part for part in _BOX_PARTS if part.branch in common_heads)
         self.target_config = self._target_config()
         self.decoder = self._decoder()
@@ -87,13 +89,14 @@ class BEVDetCenterHead(CenterHead):
                 raise ValueError(f"{name} must have reduction='mean', got {getattr(self, name).reduction!r}")
 
     def init_weights(self) -> None:
-        """As every module's; the heat maps begin at ``init_bias``, which a plain list of task heads hides from mmengine.
+        """As every module's; heat maps begin at ``init_bias`` where it is given, which a plain list of task heads hides from mmengine.
 
         The other weights of the task heads stay as torch draws them, as in the published code: wider ones flood the first heat maps.
         """
         super().init_weights()
-        for head in self.task_heads:
-            torch.nn.init.constant_(head.heatmap[-1].bias, head.init_bias)
+        if self.heatmap_bias is not None:
+            for head in self.task_heads:
+                torch.nn.init.constant_(head.heatmap[-1].bias, self.heatmap_bias)
 
     @property
     def with_velocity(self) -> bool:

@@ -53,12 +53,15 @@ def past_offsets(multi_adj_frame_id_cfg: Optional[Sequence[int]], stereo: bool =
 class BEVDetNuScenesDataset(NuScenesDataset):
     """mmdet3d's ``NuScenesDataset`` that hands every sample its past keyframes, scene by scene in the order of time.
 
-    A past frame before the start of the scene is replaced with the key frame itself, as in BEVDet. What the past frames
-    hold is fixed when the file is read, so ``indices``, ``filter_empty_gt`` and samplers cannot tear them away.
+    A past frame before the start of its scene is replaced with the key frame itself. So does BEVDet, but in the scene that
+    the file begins with, where it takes the first frame. Here a scene's place in the file does not count, unless
+    ``clamp_first_scene`` says so. What the past frames hold is fixed when the file is read, so ``indices``,
+    ``filter_empty_gt`` and samplers cannot tear them away.
 
     Args:
         multi_adj_frame_id_cfg: BEVDet's range (start, stop, step) of past frames, in keyframes back; None takes none.
         stereo: one more frame, the reference of the oldest one's stereo matching.
+        clamp_first_scene: in the first scene of the file its first frame stands in, as in BEVDet.
         use_valid_flag: boxes with at least one LiDAR or radar point (BEVDet), else with at least one LiDAR point.
         metainfo: as mmdet3d's; the default has the class order of the published detectors.
         kwargs: of ``NuScenesDataset``; ``ann_file`` is made by ``python -m geomim infos``, ``data_prefix`` may have
@@ -79,11 +82,13 @@ class BEVDetNuScenesDataset(NuScenesDataset):
         *args: Any,
         multi_adj_frame_id_cfg: Optional[Sequence[int]] = None,
         stereo: bool = False,
+        clamp_first_scene: bool = False,
         use_valid_flag: bool = True,
         metainfo: Optional[Mapping[str, Any]] = None,
         **kwargs: Any,
     ) -> None:
         self.offsets = past_offsets(multi_adj_frame_id_cfg, stereo)
+        self.clamp_first_scene = clamp_first_scene
         modality = kwargs.pop('modality', None) or dict(use_camera=True, use_lidar=True)
         names = {'classes': BEVDET_CLASSES, **(metainfo or {})}
         super().__init__(*args, use_valid_flag=use_valid_flag, metainfo=names, modality=modality, **kwargs)
@@ -120,13 +125,20 @@ class BEVDetNuScenesDataset(NuScenesDataset):
             starts[info['scene_token']] = min(info['timestamp'], starts.get(info['scene_token'], np.inf))
         data_list.sort(key=lambda info: (starts[info['scene_token']], info['scene_token'], info['timestamp']))
         by_token = {info['token']: info for info in data_list}
-        return [dict(info, past_frames=self._past_frames(info, by_token)) for info in data_list]
+        clamped = data_list[0]['scene_token'] if data_list and self.clamp_first_scene else None
+        return [
+            dict(info, past_frames=self._past_frames(info, by_token, info['scene_token'] == clamped))
+            for info in data_list
+        ]
 
-    def _past_frames(self, info: Mapping[str, Any], by_token: Mapping[str, Mapping[str, Any]]) -> List[Dict[str, Any]]:
+    def _past_frames(
+        self, info: Mapping[str, Any], by_token: Mapping[str, Mapping[str, Any]], clamped: bool
+    ) -> List[Dict[str, Any]]:
         chain = [info]
         while len(chain) <= max(self.offsets, default=0) and chain[-1]['prev']:
             chain.append(self._previous(chain[-1], by_token))
-        frames = [chain[offset] if offset < len(chain) else info for offset in self.offsets]
+        stand_in = chain[-1] if clamped else info
+        frames = [chain[offset] if offset < len(chain) else stand_in for offset in self.offsets]
         return [{key: frame[key] for key in ('token', 'scene_token', 'timestamp', 'images')} for frame in frames]
 
     def _previous(self, info: Mapping[str, Any], by_token: Mapping[str, Mapping[str, Any]]) -> Mapping[str, Any]:

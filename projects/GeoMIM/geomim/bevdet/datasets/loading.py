@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any, Dict, Mapping, Optional
+from typing import Any, Dict, Mapping, Optional, Sequence
 
 import numpy as np
+import torch
 from mmcv.transforms import BaseTransform
 from mmengine.registry import TRANSFORMS
 
+from ...adapter.checks import WarnOnce, check_egos, check_past
 from ...mmdet3d.loading import LoadCameraRig, LoadSurroundImages
 from ...mmengine.rig import sample_name
 from ..boxes.transform import transform_boxes
-from ..poses import camera_pose
+from ..poses import camera_pose, stored_pose
 from .data_config import DataConfig
 
 
@@ -31,7 +33,8 @@ class LoadSurroundFrames(BaseTransform):
         cam_names (N), img_path (N paths of the key frame), frame_tokens (F).
 
     Raises:
-        ValueError: another number of frames, or an image or calibration that is absent or unusable.
+        ValueError: another number of frames, or an image, calibration or pose that is absent or unusable; frames that lie
+            farther apart than a vehicle drives.
     """
 
     def __init__(
@@ -48,6 +51,7 @@ class LoadSurroundFrames(BaseTransform):
         self.num_frames = num_frames
         self._rig = LoadCameraRig(self.cams)
         self._images = LoadSurroundImages(backend_args)
+        self._warn = WarnOnce()
 
     def transform(self, results: Dict[str, Any]) -> Dict[str, Any]:
         past = results.get('past_frames', [])
@@ -57,6 +61,7 @@ class LoadSurroundFrames(BaseTransform):
                 f'{self.num_frames}; multi_adj_frame_id_cfg and stereo of BEVDetNuScenesDataset decide how many there are'
             )
         frames = [self._load(frame) for frame in (results, *past)]
+        self._check_egos(frames, results, past)
         results['frames'] = frames
         results['cam_names'] = list(self.cams)
         results['img_path'] = frames[0]['img_path']
@@ -68,6 +73,15 @@ class LoadSurroundFrames(BaseTransform):
         loaded: Dict[str, Any] = self._rig.transform(own)
         loaded['cam_ego2global'] = np.stack([camera_pose(loaded, name) for name in self.cams])
         return self._images.transform(loaded)
+
+    def _check_egos(
+        self, frames: Sequence[Mapping[str, Any]], results: Mapping[str, Any], past: Sequence[Mapping[str, Any]]
+    ) -> None:
+        now = results.get('timestamp', 0.0)
+        seconds = [float(now) - float(frame.get('timestamp', now)) for frame in (results, *past)]
+        poses = torch.from_numpy(np.stack([frame['cam_ego2global'] for frame in frames]))
+        places = [f'{sample_name(frame)}, camera {name}' for frame in (results, *past) for name in self.cams]
+        check_egos(poses, seconds, places, self._warn)
 
     def __repr__(self) -> str:
         return f'{type(self).__name__}(cams={list(self.cams)}, num_frames={self.num_frames})'
@@ -91,24 +105,35 @@ class BoxesToKeyEgo(BaseTransform):
 
     def __init__(self, ego_camera: Optional[str] = None) -> None:
         self.ego_camera = ego_camera
+        self._warn = WarnOnce()
 
     def transform(self, results: Dict[str, Any]) -> Dict[str, Any]:
         if self.ego_camera is None and 'cam_names' not in results:
             raise ValueError(
                 f'{sample_name(results)}: BoxesToKeyEgo goes after LoadSurroundFrames, or needs an ego_camera'
             )
-        lidar2global = self._matrix(results, 'ego2global') @ self._matrix(results['lidar_points'], 'lidar2ego')
+        where = sample_name(results)
+        lidar2global = stored_pose(results, 'ego2global', where, self._warn) @ stored_pose(
+            results['lidar_points'], 'lidar2ego', where, self._warn
+        )
         key_ego2global = camera_pose(results, self.ego_camera or results['cam_names'][0])
         results['lidar2key_ego'] = np.linalg.inv(key_ego2global) @ lidar2global
+        check_past(float(np.linalg.norm(results['lidar2key_ego'][:3, 3])), 0.0, f'{where}: the LiDAR')
         if 'gt_bboxes_3d' in results:
+            self._check_boxes(results['gt_bboxes_3d'].tensor, where)
             results['gt_bboxes_3d'] = transform_boxes(results['gt_bboxes_3d'], results['lidar2key_ego'])
         return results
 
-    @staticmethod
-    def _matrix(holder: Mapping[str, Any], key: str) -> np.ndarray:
-        if key not in holder:
-            raise ValueError(f"BoxesToKeyEgo: no '{key}' in the info file, there are {sorted(holder)}")
-        return np.asarray(holder[key], dtype=np.float64)
+    def _check_boxes(self, boxes: torch.Tensor, where: str) -> None:
+        """Tell once of boxes (M, >= 7) that the head's targets leave out, wholly or in part; velocities may be unknown."""
+        bad = ~torch.isfinite(boxes[:, :7]).all(dim=1) | ~(boxes[:, 3:6] > 0).all(dim=1)
+        if bool(bad.any()):
+            row = int(bad.int().argmax())
+            self._warn(
+                'boxes',
+                f'{where}: {int(bad.sum())} of {len(boxes)} boxes have values that are not finite or sizes that are not '
+                f'positive, the first is {boxes[row].tolist()}; targets leave them out',
+            )
 
     def __repr__(self) -> str:
         return f'{type(self).__name__}(ego_camera={self.ego_camera!r})'

@@ -13,6 +13,7 @@ import numpy as np
 from mmdet3d.structures import Det3DDataSample, LiDARInstance3DBoxes
 from mmengine.structures import InstanceData
 
+from ...mmdet3d.images import read_image
 from ..boxes.transform import transform_boxes
 from .drawing import FOUND, TRUE, DrawnBoxes, draw_bev, draw_cameras
 
@@ -42,7 +43,7 @@ def draw_frame(
     ego2image = np.stack([_lidar2image(camera) @ np.linalg.inv(lidar2ego) for camera in cameras])
     groups = [*([DrawnBoxes(truth, TRUE)] if truth is not None else []), found]
     width = _MOSAIC_WIDTH // min(_COLUMNS, len(cameras))
-    images = [_read_image(camera['img_path']) for camera in cameras]
+    images = [np.ascontiguousarray(read_image(camera['img_path'])[..., ::-1]) for camera in cameras]
     mosaic = draw_cameras(images, groups, ego2image, sample.cam_names, _COLUMNS, width)
     above = draw_bev(read_points(info, lidar2ego), found.boxes, truth, pixels=max(_LEAST_VIEW, mosaic.shape[0]))
     mosaic = np.pad(mosaic, ((0, above.shape[0] - mosaic.shape[0]), (0, 0), (0, 0)))
@@ -81,10 +82,3 @@ def _lidar2image(camera: Mapping[str, Any]) -> np.ndarray:
     intrinsics = np.eye(4)
     intrinsics[:3, :3] = np.asarray(camera['cam2img'], dtype=np.float64)[:3, :3]
     return intrinsics @ np.asarray(camera['lidar2cam'], dtype=np.float64)
-
-
-def _read_image(path: str) -> np.ndarray:
-    image = cv2.imread(path)
-    if image is None:
-        raise ValueError(f'image {path} cannot be read')
-    return np.ascontiguousarray(image[..., ::-1])

@@ -15,6 +15,7 @@ from mmengine.registry import MODELS
 from mmengine.structures import PixelData
 from torch import Tensor, nn
 
+from ...method.depth import check_weight
 from ...method.grid import BEVGrid
 from ...method.target import at_least_float32
 from ...mmengine.rig import sample_name
@@ -44,7 +45,7 @@ class BEVMapSegHead(BaseModule):
         loss_weight: of every class.
 
     Raises:
-        ValueError: classes or a grid that cannot be, or a map that reaches beyond the features.
+        ValueError: classes, a grid or a weight that cannot be, or a map that reaches beyond the features.
     """
 
     positions: Tensor
@@ -62,6 +63,7 @@ class BEVMapSegHead(BaseModule):
         super().__init__(init_cfg=init_cfg)
         self.in_channels, self.bev_grid = in_channels, bev_grid
         self.spec = MapSpec.create(classes, map_grid)
+        check_weight(loss_weight, 'loss_weight')
         self.gamma, self.loss_weight = gamma, loss_weight
         layers: List[nn.Module] = []
         for _ in range(2):

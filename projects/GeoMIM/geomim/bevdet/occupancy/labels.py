@@ -17,8 +17,9 @@ from mmengine.fileio import get as read_file
 from mmengine.registry import TRANSFORMS
 from mmengine.structures import BaseDataElement
 
+from ...adapter.checks import WarnOnce
 from ...mmengine.rig import sample_name
-from ..poses import camera_pose
+from ..poses import camera_pose, stored_pose
 
 OCCUPANCY_CLASSES = (
     'others',
@@ -158,8 +159,11 @@ class GridToLidarEgo(BaseTransform):
         bev_aug_matrix (4, 4), now from the key ego frame.
 
     Raises:
-        ValueError: boxes, which have a frame of their own; or a pose or transform that is absent.
+        ValueError: boxes, which have a frame of their own; or a pose or transform that is absent or unusable.
     """
+
+    def __init__(self) -> None:
+        self._warn = WarnOnce()
 
     def transform(self, results: Dict[str, Any]) -> Dict[str, Any]:
         where = sample_name(results)
@@ -171,7 +175,7 @@ class GridToLidarEgo(BaseTransform):
         if 'gt_bboxes_3d' in results:
             raise ValueError(f'{where}: GridToLidarEgo moves voxels, not boxes; leave BoxesToKeyEgo and boxes out')
         key_ego2global = camera_pose(results, results['cam_names'][0])
-        lidar_ego2global = np.asarray(results['ego2global'], dtype=np.float64)
+        lidar_ego2global = stored_pose(results, 'ego2global', where, self._warn)
         results['bev_aug_matrix'] = results['bev_aug_matrix'] @ np.linalg.inv(lidar_ego2global) @ key_ego2global
         return results
 

@@ -12,7 +12,7 @@ from typing import Mapping, Optional, Sequence
 import torch
 from torch import Tensor
 
-from ...method.camera import CameraRig, inverse
+from ...method.camera import CameraRig, homogeneous, inverse
 
 _BEVDET_NAMES = ('imgs', 'sensor2egos', 'ego2globals', 'intrins', 'post_rots', 'post_trans', 'bda')
 _MATRIX_SIDES = {'cam2ego': 4, 'ego2global': 4, 'intrinsics': 3, 'img_aug': 4}
@@ -100,8 +100,8 @@ class SurroundFrames:
             cam2ego=frame_major['sensor2egos'],
             ego2global=frame_major['ego2globals'],
             intrinsics=frame_major['intrins'],
-            img_aug=_homogeneous(frame_major['post_rots'], frame_major['post_trans']),
-            bev_aug=_homogeneous(named['bda'][..., :3, :3]),
+            img_aug=homogeneous(frame_major['post_rots'], frame_major['post_trans']),
+            bev_aug=homogeneous(named['bda'][..., :3, :3]),
         )
 
     @property
@@ -149,13 +149,3 @@ class SurroundFrames:
             img_aug=self.img_aug[:, frame],
             bev_aug=self.bev_aug,
         )
-
-
-def _homogeneous(rotation: Tensor, translation: Optional[Tensor] = None) -> Tensor:
-    """(..., 3, 3) and (..., 3) -> (..., 4, 4)."""
-    matrix = torch.zeros(*rotation.shape[:-2], 4, 4, dtype=rotation.dtype, device=rotation.device)
-    matrix[..., :3, :3] = rotation
-    if translation is not None:
-        matrix[..., :3, 3] = translation
-    matrix[..., 3, 3] = 1
-    return matrix

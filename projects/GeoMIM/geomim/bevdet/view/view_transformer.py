@@ -14,7 +14,7 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from ...method.camera import CameraRig
-from ...method.depth import depth_labels, depth_loss
+from ...method.depth import check_weight, depth_labels, depth_loss
 from ...method.grid import BEVGrid
 from ...method.lift_splat import BEVFeatures, cell_index, feature_pixels, frustum_points
 from ...method.pooling import PoolPlan, bev_pool
@@ -167,6 +167,9 @@ class LSSViewTransformerBEVDepth(LSSViewTransformer):
         ground_rays: tell the depth network where each cell's ray meets the ground, see :func:`ground_rays`. Not in BEVDepth.
         detach_depth: no gradient from the BEV features to the depths, which then learn from :meth:`depth_loss` alone. Not in BEVDepth.
         **options: as :class:`LSSViewTransformer`.
+
+    Raises:
+        ValueError: a ``loss_depth_weight`` that is not finite or below 0.
     """
 
     def __init__(
@@ -178,6 +181,7 @@ class LSSViewTransformerBEVDepth(LSSViewTransformer):
         **options: Any,
     ) -> None:
         super().__init__(**options)
+        check_weight(loss_depth_weight, 'loss_depth_weight')
         self.loss_depth_weight, self.ground_rays, self.detach_depth = loss_depth_weight, ground_rays, detach_depth
         channels, bins = self.in_channels, self.depth_bins.count
         rays = dict(ray_channels=bins + EXTRA_CHANNELS) if ground_rays else {}
