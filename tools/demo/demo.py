@@ -17,7 +17,6 @@ import shlex
 import subprocess
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Dict, List, Sequence
@@ -40,6 +39,7 @@ from runs import (
     run,
     say,
     schedule_options,
+    side_by_side,
     train,
 )
 
@@ -133,7 +133,7 @@ def finetune(arguments: argparse.Namespace, data: Data, student: Path) -> Dict[s
         log = folder.with_suffix('.log') if cores > 1 and name == report.SCRATCH else None
         return report.Run(folder, finetuning.finetune(data, starts[name], folder, iterations, seed, log=log))
 
-    with ThreadPoolExecutor(min(cores, 2)) as pool:
+    with side_by_side(min(cores, 2)) as pool:
         return dict(zip(starts, pool.map(run_from, starts)))
 
 
