@@ -66,7 +66,7 @@ def test_a_training_is_finished_when_its_checkpoint_is_whole_and_its_validation_
 
 
 SCRIPT = """
-import os, sys, threading, time
+import sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 import runs

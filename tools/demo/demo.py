@@ -41,6 +41,7 @@ from runs import (
     schedule_options,
     side_by_side,
     train,
+    write_text,
 )
 
 TEACHER = CONFIGS / 'teacher' / 'centerpoint_pillar_tiny_synthetic.py'
@@ -78,7 +79,7 @@ def check_owner(out: Path, root: Path) -> None:
     owner = out / 'data.txt'
     if owner.is_file() and owner.read_text(encoding='utf-8') != str(root):
         raise SystemExit(f'{out} belongs to DATA={owner.read_text(encoding="utf-8")}, not {root}: give another OUT')
-    owner.write_text(str(root), encoding='utf-8')
+    write_text(owner, str(root))
 
 
 def train_teacher(arguments: argparse.Namespace, data: Data) -> Path:
