@@ -6,7 +6,7 @@ Importing this module registers them, by either of ``custom_imports=dict(imports
 
 from . import host  # noqa: F401 - refuses another host before anything is registered
 from .backbone import GeoMIMSwin
-from .hooks import GeoMIMEncoderExportHook, GeoMIMTeacherGuardHook
+from .hooks import GeoMIMCheckpointHook, GeoMIMEncoderExportHook, GeoMIMTeacherGuardHook
 from .layer_decay import GeoMIMLayerDecayOptimizerConstructor
 from .pretrainer import GeoMIMPretrainer
 from .randomness import GeoMIMSeedHook
@@ -14,6 +14,7 @@ from .teacher import GeoMIMLidarTeacher
 from .transforms import GeoMIMLidarFrame
 
 __all__ = [
+    'GeoMIMCheckpointHook',
     'GeoMIMEncoderExportHook',
     'GeoMIMLayerDecayOptimizerConstructor',
     'GeoMIMLidarFrame',

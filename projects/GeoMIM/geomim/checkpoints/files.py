@@ -174,6 +174,21 @@ def save_atomically(obj: Any, path: PathLike) -> Path:
     return Path(path)
 
 
+def is_whole(path: PathLike) -> bool:
+    """Whether a checkpoint is there to its end: torch's archives end with their table of contents, its older files are read."""
+    try:
+        with zipfile.ZipFile(path):
+            return True
+    except OSError:  # absent, or a folder
+        return False
+    except zipfile.BadZipFile:
+        pass
+    try:
+        return bool(read_checkpoint(path))
+    except ValueError:
+        return False
+
+
 def not_finite(state: Dict[str, Tensor]) -> Tuple[str, ...]:
     """Names of the tensors that hold values that are not finite."""
     return tuple(

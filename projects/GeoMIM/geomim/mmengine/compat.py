@@ -9,6 +9,7 @@ import os.path as osp
 from typing import Any
 
 import mmengine.dist.utils as dist_utils
+import mmengine.runner.runner as host_runner
 import numpy as np
 import torch
 import torch.distributed as torch_dist
@@ -16,6 +17,7 @@ from mmengine.logging import HistoryBuffer, print_log
 from mmengine.runner.checkpoint import CheckpointLoader
 
 from ..checkpoints.files import restricted_reader
+from .checkpoint_hook import find_latest_checkpoint
 
 _STATISTICS = ('min', 'max', 'mean', 'current')
 
@@ -88,5 +90,6 @@ def _init_dist_without_gpu(backend: str, init_backend: str = 'torch', **kwargs: 
 def apply() -> None:
     """Install the cures."""
     CheckpointLoader.register_scheme(prefixes='', loader=load_local_checkpoint, force=True)
+    host_runner.find_latest_checkpoint = find_latest_checkpoint
     if not torch.cuda.is_available():
         dist_utils._init_dist_pytorch = _init_dist_without_gpu
