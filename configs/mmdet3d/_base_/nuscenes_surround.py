@@ -58,7 +58,7 @@ train_dataloader = dict(
     persistent_workers=True,
     sampler=dict(type='DefaultSampler', shuffle=True),
     dataset=dict(
-        type='CBGSDataset',
+        type='GeoMIMCBGSDataset',
         dataset=dict(
             type=dataset_type,
             data_root=_base_.data_root,

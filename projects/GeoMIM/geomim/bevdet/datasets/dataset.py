@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 
 import numpy as np
-from mmdet3d.datasets import CBGSDataset, NuScenesDataset
-from mmengine.dataset import BaseDataset
+from mmdet3d.datasets import NuScenesDataset
 from mmengine.fileio import join_path
 from mmengine.registry import DATASETS
+
+from ...mmdet3d.datasets import GeoMIMCBGSDataset
 
 # The order of the published detectors' classes; mmdet3d's own differs
 BEVDET_CLASSES = (
@@ -151,25 +152,5 @@ class BEVDetNuScenesDataset(NuScenesDataset):
 
 
 @DATASETS.register_module()
-class BEVDetCBGSDataset(CBGSDataset):
-    """mmdet3d's ``CBGSDataset`` (same arguments) for data in which a class may be absent.
-
-    Every class that is there gets the same number of samples; mmdet3d divides by the zero share of an absent one.
-
-    Raises:
-        ValueError: no sample has any of the classes.
-    """
-
-    def _get_sample_indices(self, dataset: BaseDataset) -> List[int]:
-        holders: Dict[int, List[int]] = {label: [] for label in range(len(self.metainfo['classes']))}
-        for index in range(len(dataset)):
-            for label in dataset.get_cat_ids(index):
-                if label != -1:  # a thing of no class
-                    holders[label].append(index)
-        present = [indices for indices in holders.values() if indices]
-        if not present:
-            raise ValueError(
-                f'BEVDetCBGSDataset: none of the {len(dataset)} samples has a box of {list(self.metainfo["classes"])}'
-            )
-        share = sum(map(len, present)) / len(self.metainfo['classes'])
-        return [int(index) for indices in present for index in np.random.choice(indices, max(1, int(share)))]
+class BEVDetCBGSDataset(GeoMIMCBGSDataset):
+    """``GeoMIMCBGSDataset`` by the name that configs of the BEVDet family know."""
