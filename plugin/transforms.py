@@ -5,13 +5,14 @@ There, points stay in the LiDAR frame without BEV augmentation while images are 
 
 from __future__ import annotations
 
+import warnings
 from typing import Any, Dict, Mapping
 
 import numpy as np
 import torch
 from pyquaternion import Quaternion
 
-from ..method.depth import check_points
+from ..method.depth import check_points, finite_points
 from .host import PIPELINES
 from .rig import check_values
 
@@ -53,10 +54,18 @@ class GeoMIMLidarFrame:
     augmented ones; the teacher's frame is the LiDAR's, with the same augmentation as the student's. Stands behind
     LoadAnnotationsBEVDepth, and behind steps that project points into the images (PointToMultiViewDepth).
 
+    Args:
+        drop_nonfinite: drop points with values that are not finite, as drivers leave for beams without an echo, instead of
+            refusing them; warns at the first ones and adds their number as ``dropped_points``.
+
     Raises:
         ValueError: steps or entries that are missing before it; an empty cloud, or points, images or geometry that are not
             finite.
     """
+
+    def __init__(self, drop_nonfinite: bool = False) -> None:
+        self.drop_nonfinite = drop_nonfinite
+        self._warned = False
 
     def __call__(self, results: Dict[str, Any]) -> Dict[str, Any]:
         for key, step in (
@@ -77,12 +86,24 @@ class GeoMIMLidarFrame:
         results['lidar2key'] = torch.from_numpy(lidar_to_key(results['curr'], camera)).float()
         source = f'sample {results["curr"].get("token", "without a token")}'
         check_values(results['img_inputs'], results['lidar2key'], f'{source}: img_inputs')
-        check_points(results['points'].tensor, f'{source}: points')
+        self._check_points(results, f'{source}: points')
         points, bda = results['points'], torch.as_tensor(results['img_inputs'][6])[:3, :3]
         moved = points.tensor.clone()
         moved[:, :3] = moved[:, :3] @ bda.to(moved).T
         results['points'] = points.new_point(moved)
         return results
 
+    def _check_points(self, results: Dict[str, Any], source: str) -> None:
+        points = results['points']
+        if not self.drop_nonfinite:
+            check_points(points.tensor, source)
+            return
+        finite = finite_points(points.tensor, source)
+        dropped = results['dropped_points'] = int((~finite).sum())
+        results['points'] = points[finite]
+        if dropped and not self._warned:
+            self._warned = True
+            warnings.warn(f'{source}: {dropped} of {len(finite)} are not finite and dropped', stacklevel=3)
+
     def __repr__(self) -> str:
-        return f'{type(self).__name__}()'
+        return f'{type(self).__name__}(drop_nonfinite={self.drop_nonfinite})'

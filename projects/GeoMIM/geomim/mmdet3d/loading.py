@@ -5,6 +5,7 @@ Registered under mmengine's root registry, so that mmdet3d, mmdet and mmseg find
 
 from __future__ import annotations
 
+import warnings
 from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 
 import mmcv
@@ -14,7 +15,7 @@ from mmcv.transforms import BaseTransform
 from mmdet3d.datasets.transforms import LoadPointsFromMultiSweeps
 from mmengine.registry import TRANSFORMS
 
-from ..method.depth import check_points
+from ..method.depth import check_points, finite_points
 from ..mmengine.rig import sample_name
 
 # First bytes of a format, the bytes that start its image data, the bytes that end it
@@ -198,16 +199,39 @@ class CheckPointCloud(BaseTransform):
 
     Goes before ``PointsRangeFilter``, which drops NaN coordinates without a word.
 
+    Args:
+        drop_nonfinite: drop points with values that are not finite, as drivers leave for beams without an echo, instead;
+            warns at the first ones.
+
+    Writes:
+        dropped_points, their number, with ``drop_nonfinite``.
+
     Raises:
         ValueError: names the sample, the LiDAR file and the first bad row.
     """
 
+    def __init__(self, drop_nonfinite: bool = False) -> None:
+        self.drop_nonfinite = drop_nonfinite
+        self._warned = False
+
     def transform(self, results: Dict[str, Any]) -> Dict[str, Any]:
-        check_points(results['points'].tensor, point_source(results))
+        points, source = results['points'], point_source(results)
+        if not self.drop_nonfinite:
+            check_points(points.tensor, source)
+            return results
+        finite = finite_points(points.tensor, source)
+        dropped = results['dropped_points'] = int((~finite).sum())
+        results['points'] = points[finite]
+        if dropped and not self._warned:
+            self._warned = True
+            warnings.warn(
+                f'{source}: {dropped} of {len(finite)} points are not finite and dropped; dropped_points of a sample counts them',
+                stacklevel=2,
+            )
         return results
 
     def __repr__(self) -> str:
-        return f'{type(self).__name__}()'
+        return f'{type(self).__name__}(drop_nonfinite={self.drop_nonfinite})'
 
 
 def point_source(results: Mapping[str, Any]) -> str:

@@ -31,6 +31,7 @@ META_KEYS = (
     'cam_names',
     'img_path',
     'lidar_path',
+    'dropped_points',
     'lidar2key_ego',
     'box_type_3d',
     'box_mode_3d',
