@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, List, Mapping
+from typing import Any, Dict, List, Mapping
 
 import numpy as np
 
@@ -27,6 +27,12 @@ def camera_pose(frame: Mapping[str, Any], name: str) -> np.ndarray:
     if matrix.shape != (4, 4) or not np.isfinite(matrix).all():
         raise ValueError(f'{where}: ego2global must be (4, 4) and finite, got {matrix.tolist()}')
     return matrix
+
+
+def lidar_frame(info: Mapping[str, Any]) -> Dict[str, Any]:
+    """``lidar_points`` of a sample of an info file; of a rig without a LiDAR, whose boxes are in the ego frame, the identity
+    as its ``lidar2ego``."""
+    return info.get('lidar_points') or {'lidar2ego': np.eye(4).tolist()}
 
 
 def frame_poses(frames: List[Mapping[str, Any]]) -> np.ndarray:

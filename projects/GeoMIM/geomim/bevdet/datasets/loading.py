@@ -11,7 +11,7 @@ from mmengine.registry import TRANSFORMS
 from ...mmdet3d.loading import LoadCameraRig, LoadSurroundImages
 from ...mmengine.rig import sample_name
 from ..boxes.transform import transform_boxes
-from ..poses import camera_pose
+from ..poses import camera_pose, lidar_frame
 from .data_config import DataConfig
 
 
@@ -97,7 +97,7 @@ class BoxesToKeyEgo(BaseTransform):
             raise ValueError(
                 f'{sample_name(results)}: BoxesToKeyEgo goes after LoadSurroundFrames, or needs an ego_camera'
             )
-        lidar2global = self._matrix(results, 'ego2global') @ self._matrix(results['lidar_points'], 'lidar2ego')
+        lidar2global = self._matrix(results, 'ego2global') @ self._matrix(lidar_frame(results), 'lidar2ego')
         key_ego2global = camera_pose(results, self.ego_camera or results['cam_names'][0])
         results['lidar2key_ego'] = np.linalg.inv(key_ego2global) @ lidar2global
         if 'gt_bboxes_3d' in results:
