@@ -47,9 +47,8 @@ def seen_cells(rig: CameraRig, grid: BEVGrid, image_size: Tuple[int, int]) -> Te
         for count, bound in ((grid.num_x, grid.x_bound), (grid.num_y, grid.y_bound))
     )
     along_x, along_y, rise, offset = (part[..., None, None] for part in sides.unbind(dim=-1))
-    level = (
-        along_x * x[:, None] + along_y * y + offset
-    )  # (B, N, 4, X, Y): a side at height 0; it changes by `rise` a metre
+    # (B, N, 4, X, Y): a side at height 0; it changes by `rise` a metre
+    level = along_x * x[:, None] + along_y * y + offset
     crossing = -level / rise
     infinity = torch.full_like(level, float('inf'))
     lowest = torch.where(rise > 0, crossing, -infinity).amax(dim=2).clamp(min=grid.z_bound[0])

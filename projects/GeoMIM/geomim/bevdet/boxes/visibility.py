@@ -37,10 +37,9 @@ def boxes_in_view(boxes: LiDARInstance3DBoxes, rig: CameraRig, image_size: Tuple
     rays, faces = (views.new_tensor(rows).expand(*corners.shape[:2], 4, 3) for rows in (_RAYS, _FACES))
     edges = corners[..., _NEIGHBOURS, :] - corners[..., :1, :]  # (N, M, 3, 3)
     box_faces = torch.cross(edges, edges.roll(1, dims=-2), dim=-1)
-    pairs = (part.flatten(2, 3) for part in torch.broadcast_tensors(edges[..., None, :], rays[..., None, :, :]))
-    normals = torch.cat([faces, box_faces, -box_faces], dim=-2)
-    across = torch.cross(*pairs, dim=-1)
-    normals = torch.cat([normals, across, -across], dim=-2)
+    pairs = torch.broadcast_tensors(edges[..., None, :], rays[..., None, :, :])
+    across = torch.cross(*pairs, dim=-1).flatten(2, 3)
+    normals = torch.cat([faces, box_faces, -box_faces, across, -across], dim=-2)
     normals = normals / normals.norm(dim=-1, keepdim=True).clamp(min=torch.finfo(normals.dtype).tiny)
     view_above = (rays @ normals.transpose(-1, -2)).amin(dim=-2) >= -_TOLERANCE
     box_below = (corners @ normals.transpose(-1, -2)).amax(dim=-2) < -_TOLERANCE
