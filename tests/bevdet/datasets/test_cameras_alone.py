@@ -73,7 +73,7 @@ def test_info_files_of_other_cameras(small_world: Path, tmp_path: Path, capsys: 
         json.dumps([*json.loads(path.read_text()), dict(token='a', channel='LIDAR_ROOF', modality='lidar')])
     )
     assert main(['infos', str(world), '--force', '--for', 'mmdet3d']) == 2
-    assert "LiDARs ['LIDAR_ROOF'], but mmdet3d's converter reads LIDAR_TOP" in capsys.readouterr().err
+    assert "sensor.json has the LiDARs ['LIDAR_ROOF'], mmdet3d's converter reads LIDAR_TOP" in capsys.readouterr().err
 
 
 def test_training_samples_have_boxes(lidarless_world: Path, make_dataset: Build, bevdet_pipeline: Build) -> None:

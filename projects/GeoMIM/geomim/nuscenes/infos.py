@@ -78,7 +78,7 @@ def make_infos(root: Path, out: Optional[Path] = None, version: str = '', force:
     version, out = version or find_version(root), (out or root).expanduser().resolve()
     if all((out / name).is_file() for name in info_names()) and not force:
         return out
-    cameras, has_lidar = _sensors(root, version)
+    cameras = _channels(root, version, 'camera')
     here = Path.cwd()
     with tempfile.TemporaryDirectory(prefix='geomim-infos-') as scratch:
         view = Path(scratch) / 'data' / 'nuscenes'
@@ -88,7 +88,7 @@ def make_infos(root: Path, out: Optional[Path] = None, version: str = '', force:
                 (view / entry.name).symlink_to(entry)
         try:
             os.chdir(scratch)
-            _convert(version, cameras, has_lidar)
+            _convert(version, cameras)
         finally:
             os.chdir(here)
         for name in info_names():
@@ -97,18 +97,12 @@ def make_infos(root: Path, out: Optional[Path] = None, version: str = '', force:
     return out
 
 
-def _sensors(root: Path, version: str) -> Tuple[List[str], bool]:
-    """Names of the cameras, and whether there is a LiDAR."""
+def _channels(root: Path, version: str, modality: str) -> List[str]:
     sensors = mmengine.load(str(root / version / 'sensor.json'))
-    cameras, lidars = ([row['channel'] for row in sensors if row['modality'] == kind] for kind in ('camera', 'lidar'))
-    if lidars and LIDAR not in lidars:
-        raise ValueError(
-            f"{root / version}: LiDARs {lidars}, but mmdet3d's converter reads {LIDAR}; rename one in sensor.json"
-        )
-    return cameras, bool(lidars)
+    return [row['channel'] for row in sensors if row['modality'] == modality]
 
 
-def _convert(version: str, cameras: Sequence[str], has_lidar: bool) -> None:
+def _convert(version: str, cameras: Sequence[str]) -> None:
     """Run the converter in the current folder, which has data/nuscenes."""
     from mmdet3d.utils import register_all_modules
 
@@ -117,15 +111,18 @@ def _convert(version: str, cameras: Sequence[str], has_lidar: bool) -> None:
     sys.path[:0] = [str(tools), str(tools.parent)]
     from dataset_converters import nuscenes_converter, update_infos_to_v2
 
-    if not set(NUSCENES_CAMERAS) <= set(cameras) or not has_lidar:
-        _show_absent_sensors(cameras[0], has_lidar)
+    lidars = _channels(Path('data/nuscenes'), version, 'lidar')
+    if lidars and LIDAR not in lidars:
+        raise ValueError(f"sensor.json has the LiDARs {lidars}, mmdet3d's converter reads {LIDAR}; give one this name")
+    if not set(NUSCENES_CAMERAS) <= set(cameras) or not lidars:
+        _show_absent_sensors(cameras[0], bool(lidars))
     nuscenes_converter.create_nuscenes_infos('data/nuscenes', 'nuscenes', version=version, max_sweeps=10)
     for name in info_names():
         path = f'data/nuscenes/{name}'
         update_infos_to_v2.update_pkl_infos('nuscenes', out_dir='data/nuscenes', pkl_path=path)
         if set(cameras) != set(NUSCENES_CAMERAS):
             _put_real_cameras(path, version, cameras)
-        if not has_lidar:
+        if not lidars:
             _take_lidar_away(path)
 
 
