@@ -34,19 +34,24 @@ _require('mmdet3d')
 from mmcv.parallel import is_module_wrapper  # noqa: E402
 from mmcv.runner import HOOKS, OPTIMIZER_BUILDERS, get_dist_info  # noqa: E402
 from mmcv.utils.logging import logger_initialized  # noqa: E402
+from mmdet3d.datasets import build_dataset  # noqa: E402
+from mmdet3d.datasets.dataset_wrappers import CBGSDataset  # noqa: E402
 from mmdet3d.models.builder import BACKBONES, DETECTORS  # noqa: E402
 
 try:
-    from mmdet3d.datasets.builder import PIPELINES
+    from mmdet3d.datasets.builder import DATASETS, PIPELINES
 except ImportError:  # before mmdet3d 1.0
-    from mmdet.datasets.builder import PIPELINES
+    from mmdet.datasets.builder import DATASETS, PIPELINES
 
 __all__ = [
     'BACKBONES',
+    'CBGSDataset',
+    'DATASETS',
     'DETECTORS',
     'HOOKS',
     'OPTIMIZER_BUILDERS',
     'PIPELINES',
+    'build_dataset',
     'get_dist_info',
     'run_logger',
     'unwrapped',

@@ -62,7 +62,7 @@ train_dataloader = dict(
     persistent_workers=True,
     sampler=dict(type='DefaultSampler', shuffle=True),
     dataset=dict(
-        type='CBGSDataset',
+        type='GeoMIMCBGSDataset',
         dataset=dict(
             dataset,
             ann_file='nuscenes_infos_train.pkl',

@@ -144,6 +144,38 @@ def test_boxes_are_where_the_tables_have_them(
             assert np.linalg.norm(annotated - entry['translation'], axis=1).min() < 0.02
 
 
+@pytest.mark.parametrize('home_made', [False, True])
+def test_cameras_alone_are_enough(
+    detect: Callable[..., int], make_dataset: Callable[..., Any], lidarless_world: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, home_made: bool,
+) -> None:  # fmt: skip
+    """Results and pictures of a rig without a LiDAR, by the command's info files and by those that know no such key."""
+    ann_file = lidarless_world / 'bevdet_infos_val.pkl'
+    if home_made:
+        file = mmengine.load(ann_file)
+        for info in file['data_list']:
+            del info['lidar_points']
+        ann_file = tmp_path / 'home_made.pkl'
+        mmengine.dump(file, ann_file)
+    find_the_truth(monkeypatch, make_dataset('val', data_root=f'{lidarless_world}/', ann_file=str(ann_file)))
+    assert detect(tmp_path / 'out', '--ann-file', str(ann_file), data=lidarless_world) == 0
+    found = json.loads((tmp_path / 'out' / 'results_nusc.json').read_text())['results']
+    rows = json.loads((lidarless_world / 'v1.0-trainval' / 'sample_annotation.json').read_text())
+    assert set(found) == set(tokens(lidarless_world, 'val'))
+    for token, entries in found.items():
+        annotated = np.array([row['translation'] for row in rows if row['sample_token'] == token])
+        assert len(entries) > 10
+        for entry in entries:
+            assert np.linalg.norm(annotated - entry['translation'], axis=1).min() < 0.02
+    pictures = list((tmp_path / 'out' / 'pictures').iterdir())
+    assert len(pictures) == len(found)
+    assert all(near_any(cv2.imread(str(path))[:400, :1600, ::-1], FOUND) for path in pictures)
+
+
+def near_any(picture: np.ndarray, colour: Any) -> bool:
+    return bool((np.abs(picture.astype(int) - np.array(colour)).max(axis=-1) < 60).any())
+
+
 def near(picture: np.ndarray, place: np.ndarray, colour: Any, reach: int = 4) -> bool:
     """Whether a pixel close to (column, row) is nearly of that colour; JPEG blurs thin lines."""
     column, row = np.round(place).astype(int)

@@ -19,6 +19,7 @@ from ..mmengine import (
     SkipNonFiniteOptimWrapper,
     TeacherGuardHook,
 )
+from .datasets import GeoMIMCBGSDataset
 from .lidar_encoder import BEVFusionLSparseEncoder
 from .loading import CheckPointCloud, LoadCameraRig, LoadSurroundImages, LoadSurroundPoints, LoadSurroundSweeps
 from .sparse import SparseOnCPUHook
@@ -31,6 +32,7 @@ __all__ = [
     'CheckPointCloud',
     'EncoderExportHook',
     'EpochSeedHook',
+    'GeoMIMCBGSDataset',
     'GeoMIMDataPreprocessor',
     'GeoMIMEncoderExportHook',
     'GeoMIMLidarTeacher',

@@ -2,7 +2,9 @@
 
 The converter insists on the path ./data/nuscenes and on nuScenes' six cameras. It runs in a scratch folder with links to
 the data, which stays untouched until both files are whole; for a rig of other cameras it is shown the first one six
-times, and the entries of the real cameras are then put in from the tables.
+times, and the entries of the real cameras are then put in from the tables. A rig without a LiDAR is shown with one that
+stands in the ego frame at the moment of its first camera: there are its boxes then, `lidar2ego` is the identity, and no
+path is named.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from ..atomic import atomic_path
 
 VERSIONS = ('v1.0-trainval', 'v1.0-mini')
 SPLITS = ('train', 'val')
+LIDAR = 'LIDAR_TOP'
 NUSCENES_CAMERAS = ('CAM_FRONT', 'CAM_FRONT_RIGHT', 'CAM_FRONT_LEFT', 'CAM_BACK', 'CAM_BACK_LEFT', 'CAM_BACK_RIGHT')
 
 
@@ -75,7 +78,7 @@ def make_infos(root: Path, out: Optional[Path] = None, version: str = '', force:
     version, out = version or find_version(root), (out or root).expanduser().resolve()
     if all((out / name).is_file() for name in info_names()) and not force:
         return out
-    cameras = _cameras(root, version)
+    cameras = _channels(root, version, 'camera')
     here = Path.cwd()
     with tempfile.TemporaryDirectory(prefix='geomim-infos-') as scratch:
         view = Path(scratch) / 'data' / 'nuscenes'
@@ -94,9 +97,9 @@ def make_infos(root: Path, out: Optional[Path] = None, version: str = '', force:
     return out
 
 
-def _cameras(root: Path, version: str) -> List[str]:
+def _channels(root: Path, version: str, modality: str) -> List[str]:
     sensors = mmengine.load(str(root / version / 'sensor.json'))
-    return [row['channel'] for row in sensors if row['modality'] == 'camera']
+    return [row['channel'] for row in sensors if row['modality'] == modality]
 
 
 def _convert(version: str, cameras: Sequence[str]) -> None:
@@ -108,30 +111,65 @@ def _convert(version: str, cameras: Sequence[str]) -> None:
     sys.path[:0] = [str(tools), str(tools.parent)]
     from dataset_converters import nuscenes_converter, update_infos_to_v2
 
-    if not set(NUSCENES_CAMERAS) <= set(cameras):
-        _show_first_camera(cameras[0])
+    lidars = _channels(Path('data/nuscenes'), version, 'lidar')
+    if lidars and LIDAR not in lidars:
+        raise ValueError(f"sensor.json has the LiDARs {lidars}, mmdet3d's converter reads {LIDAR}; give one this name")
+    if not set(NUSCENES_CAMERAS) <= set(cameras) or not lidars:
+        _show_absent_sensors(cameras[0], bool(lidars))
     nuscenes_converter.create_nuscenes_infos('data/nuscenes', 'nuscenes', version=version, max_sweeps=10)
     for name in info_names():
         path = f'data/nuscenes/{name}'
         update_infos_to_v2.update_pkl_infos('nuscenes', out_dir='data/nuscenes', pkl_path=path)
         if set(cameras) != set(NUSCENES_CAMERAS):
             _put_real_cameras(path, version, cameras)
+        if not lidars:
+            _take_lidar_away(path)
 
 
-def _show_first_camera(first: str) -> None:
-    """Let ``sample['data']`` of the devkit, in this process, answer every one of nuScenes' cameras with ``first``."""
+def _show_absent_sensors(first: str, has_lidar: bool) -> None:
+    """Let ``sample['data']`` of the devkit, in this process, answer every one of nuScenes' cameras with ``first``, and a LiDAR
+    that is absent with one that stands in the ego frame at the moment of ``first``."""
     import nuscenes.nuscenes as devkit
     from dataset_converters import update_infos_to_v2
 
-    class SixCameras(devkit.NuScenes):
+    class AllSensors(devkit.NuScenes):
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             super().__init__(*args, **kwargs)
             for sample in self.sample:
                 for name in NUSCENES_CAMERAS:
                     sample['data'].setdefault(name, sample['data'][first])
+            if not has_lidar:
+                self._show_lidar()
 
-    devkit.NuScenes = SixCameras
-    update_infos_to_v2.NuScenes = SixCameras
+        def _show_lidar(self) -> None:
+            mount = {'translation': [0.0, 0.0, 0.0], 'rotation': [1.0, 0.0, 0.0, 0.0], 'camera_intrinsic': []}
+            self._show('sensor', {'token': LIDAR, 'channel': LIDAR, 'modality': 'lidar'})
+            self._show('calibrated_sensor', {**mount, 'token': LIDAR, 'sensor_token': LIDAR})
+            for sample in self.sample:
+                sample['data'][LIDAR] = f'{LIDAR} {sample["token"]}'
+                own = {'token': sample['data'][LIDAR], 'calibrated_sensor_token': LIDAR, 'prev': '', 'next': ''}
+                self._show('sample_data', {**self.get('sample_data', sample['data'][first]), **own})
+
+        def _show(self, table: str, row: Dict[str, Any]) -> None:
+            rows = getattr(self, table)
+            self._token2ind[table][row['token']] = len(rows)
+            rows.append(row)
+
+    devkit.NuScenes = AllSensors
+    update_infos_to_v2.NuScenes = AllSensors
+
+
+def _take_lidar_away(path: str) -> None:
+    """Leave of the shown LiDAR the frame alone; where no annotation counts a point, none is invalid for lack of them."""
+    infos = mmengine.load(path)
+    instances = [instance for info in infos['data_list'] for instance in info['instances']]
+    for info in infos['data_list']:
+        info['lidar_points'] = {'lidar2ego': info['lidar_points']['lidar2ego']}
+        info.pop('lidar_sweeps', None)
+    if not any(instance['bbox_3d_isvalid'] for instance in instances):
+        for instance in instances:
+            instance['bbox_3d_isvalid'] = True
+    mmengine.dump(infos, path)
 
 
 def _put_real_cameras(path: str, version: str, cameras: Sequence[str]) -> None:

@@ -44,7 +44,7 @@ def make_waymo_infos(root: Path) -> Path:
         ``root``.
 
     Raises:
-        ValueError: no info files, or a rig that lacks one of Waymo's cameras.
+        ValueError: no info files, or a rig that lacks a LiDAR or one of Waymo's cameras.
     """
     root = root.expanduser().resolve()
     for split, name in zip(SPLITS, waymo_info_names()):
@@ -70,6 +70,8 @@ def _first_index(split: str) -> int:
 
 def waymo_info(info: Mapping[str, Any], index: int, labels: Mapping[int, Any], root: Path) -> Dict[str, Any]:
     """One frame as mmdet3d's Waymo converter describes it; writes its points."""
+    if 'lidar_path' not in info['lidar_points']:
+        raise ValueError(f'sample {info["token"]}: no LiDAR, of which Waymo files name the points')
     lidar2ego = np.asarray(info['lidar_points']['lidar2ego'], dtype=np.float64)
     path = root / POINTS / f'{index:07d}.bin'
     _write_points(root / 'samples' / 'LIDAR_TOP' / Path(info['lidar_points']['lidar_path']).name, path, lidar2ego)

@@ -11,6 +11,7 @@ from mmengine.logging import print_log
 from mmengine.registry import METRICS
 
 from ...mmengine.rig import sample_name
+from ..poses import lidar_frame
 from .transform import transform_boxes
 
 
@@ -45,6 +46,7 @@ class EgoNuScenesMetric(NuScenesMetric):
         strange = [result['token'] for result in results if result['token'] not in places]
         if strange:
             raise ValueError(f'sample {strange[0]} is not in {self.ann_file}; take the info file of the dataset')
+        self.data_infos = [dict(info, lidar_points=lidar_frame(info)) for info in self.data_infos]
         placed = [dict(result, sample_idx=places[result['token']]) for result in results]
         return super().format_results(placed, classes, jsonfile_prefix)
 
