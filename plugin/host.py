@@ -38,7 +38,8 @@ from mmcv.runner.checkpoint import CheckpointLoader  # noqa: E402
 from mmcv.utils.logging import logger_initialized  # noqa: E402
 from mmdet3d.models.builder import BACKBONES, DETECTORS  # noqa: E402
 
-from ..checkpoints.reading import Checkpoint, arrays_of, is_address, loading_safely, open_checkpoint  # noqa: E402
+from ..checkpoints.files import loading_safely  # noqa: E402
+from ..checkpoints.reading import Checkpoint, arrays_of, is_address, open_checkpoint  # noqa: E402
 
 try:
     from mmdet3d.datasets.builder import PIPELINES

@@ -16,6 +16,9 @@ import torch
 pytest.importorskip('mmengine')
 
 from mmengine.fileio import FileClient
+from mmengine.logging import MessageHub
+from mmengine.model import BaseModel
+from mmengine.runner import Runner
 from mmengine.runner.checkpoint import CheckpointLoader
 
 import geomim.mmengine  # noqa: F401 - installs the safe reader
@@ -133,6 +136,45 @@ def test_a_checkpoints_configuration_is_no_program(tmp_path: Path, gpu_ids: str)
     assert not marker.exists()
     assert (meta['epoch'], meta['config_text']) == (2, text)
     assert config.get('gpu_ids') == ([0, 1] if gpu_ids in ('gpu_ids = [0, 1]', 'gpu_ids = range(0, 2)') else None)
+
+
+class Model(BaseModel):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = torch.nn.Linear(1, 1)
+
+    def forward(self, inputs: Any, mode: str = 'loss') -> Any:
+        return {'loss': self.layer(torch.stack(list(inputs))).sum()}
+
+
+@pytest.mark.parametrize('kind', ['local', 'https'])
+def test_resuming_executes_no_configuration(tmp_path: Path, web: Path, kind: str) -> None:
+    path, marker = web / 'iter_1.pth', tmp_path / 'ran'
+    meta = {'epoch': 0, 'iter': 1, 'config': f'open({str(marker)!r}, "w")'}
+    torch.save({'state_dict': Model().state_dict(), 'meta': meta, 'message_hub': MessageHub('a').state_dict()}, path)
+    data = [torch.ones(1) for _ in range(3)]
+    runner = Runner(
+        Model(),
+        work_dir=str(tmp_path / kind),
+        train_dataloader=dict(dataset=data, sampler=dict(type='DefaultSampler', shuffle=False), batch_size=1),
+        train_cfg=dict(by_epoch=False, max_iters=2),
+        optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.1)),
+        default_scope='mmengine',
+    )
+    source = str(path) if kind == 'local' else f'https://example.org/{path.name}'
+    runner.resume(source, resume_optimizer=False, resume_param_scheduler=False)
+    assert (runner.iter, marker.exists()) == (1, False)
+
+
+def test_averages_that_the_host_passes_over_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told = []
+    monkeypatch.setattr('geomim.mmengine.compat.print_log', lambda sentence, **_: told.append(sentence))
+    path = tmp_path / 'both.pth'
+    torch.save({'state_dict': {'a': torch.zeros(1)}, 'state_dict_ema': {'module.a': torch.ones(1)}}, path)
+    CheckpointLoader.load_checkpoint(str(path))
+    assert len(told) == 1
+    assert 'entry state_dict_ema, averaged weights' in told[0]
+    assert told[0].endswith('the host itself takes state_dict')
 
 
 def test_a_backbone_and_a_student_start_from_an_address(web: Path, make_config: Any, make_model: Any) -> None:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Dict, Mapping, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, Mapping, Optional, Sequence, Tuple
 
 import torch
 from torch import Tensor
 
 from ..atomic import PathLike, atomic_path
-from .reading import Checkpoint
+from .reading import Checkpoint, keep_from_executing, reading_safely
 
 # Entries that hold the weights as they were trained, the most usual first.
 _TRAINED = ('state_dict', 'model', 'module', 'model_state_dict')
@@ -78,6 +79,30 @@ def weights_of(checkpoint: Checkpoint) -> Tuple[Dict[str, Tensor], Origin]:
 def tensors_of(checkpoint: Dict[str, Any], source: str = 'checkpoint') -> Dict[str, Tensor]:
     """The weights of a checkpoint's dictionary, as :func:`weights_of` finds them."""
     return weights_of(Checkpoint(checkpoint, source))[0]
+
+
+def loading_safely(load: Callable[..., Any], further: Mapping[str, Any], tell: Callable[[str], None]) -> Any:
+    """``load_checkpoint`` of a host's ``CheckpointLoader`` with loaders, whoever registered them, that execute nothing.
+
+    Args:
+        load: the host's function (class, file name, map_location, logger).
+        further: of :func:`load_safely`.
+        tell: called with sentences that name the objects which became inert, and averaged weights, of which hosts know nothing.
+    """
+
+    @functools.wraps(load)
+    def load_checkpoint(cls: type, filename: str, *arguments: Any, **options: Any) -> Any:
+        with reading_safely(further) as unknown:
+            checkpoint = load(cls, filename, *arguments, **options)
+        if unknown:
+            tell(f'{filename}: carried objects left unbuilt: {", ".join(unknown)}')
+        found = _search(checkpoint, ()) if isinstance(checkpoint, dict) else None
+        if found is not None and found.origin.averaged and found.origin.passed_over:
+            tell(f'{filename}: of its weights, {found.origin.describe()}; the host itself takes state_dict')
+        keep_from_executing(checkpoint)
+        return checkpoint
+
+    return classmethod(load_checkpoint)
 
 
 def _search(level: Mapping[Any, Any], path: Tuple[str, ...]) -> Optional[_Found]:

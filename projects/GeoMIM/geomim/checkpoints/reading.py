@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import functools
 import pickle
 from collections import OrderedDict
 from contextlib import contextmanager
@@ -297,27 +296,6 @@ def _gpu_ids(text: Any) -> Optional[List[int]]:
     except Exception:
         return None
     return found if all(type(one) is int for one in found) else None
-
-
-def loading_safely(load: Callable[..., Any], further: Mapping[str, Any], tell: Callable[[str], None]) -> Any:
-    """``load_checkpoint`` of a host's ``CheckpointLoader`` with loaders, whoever registered them, that execute nothing.
-
-    Args:
-        load: the host's function (class, file name, map_location, logger).
-        further: of :func:`load_safely`.
-        tell: called with a sentence that names the objects which became inert.
-    """
-
-    @functools.wraps(load)
-    def load_checkpoint(cls: type, filename: str, *arguments: Any, **options: Any) -> Any:
-        with reading_safely(further) as unknown:
-            checkpoint = load(cls, filename, *arguments, **options)
-        if unknown:
-            tell(f'{filename}: carried objects left unbuilt: {", ".join(unknown)}')
-        keep_from_executing(checkpoint)
-        return checkpoint
-
-    return classmethod(load_checkpoint)
 
 
 def _latin1(text: str, encoding: str) -> bytes:

@@ -18,7 +18,8 @@ import torch.distributed as torch_dist
 from mmengine.logging import HistoryBuffer, print_log
 from mmengine.runner.checkpoint import CheckpointLoader
 
-from ..checkpoints.reading import Checkpoint, Inert, arrays_of, is_address, loading_safely, open_checkpoint
+from ..checkpoints.files import loading_safely
+from ..checkpoints.reading import Checkpoint, Inert, arrays_of, is_address, open_checkpoint
 
 _STATISTICS = ('min', 'max', 'mean', 'current')
 
