@@ -19,7 +19,7 @@ from ..checkpoints.loading import load_pretrained
 from ..method.config import config_from_dict
 from ..method.depth import check_cloud
 from ..method.pretrainer import GeoMIM, PretrainOutput
-from .host import DETECTORS, get_dist_info, run_logger
+from .host import DETECTORS, get_dist_info, open_source, run_logger
 from .rig import STEP, read_img_inputs
 
 EVALUATION_SEED = 0
@@ -70,7 +70,7 @@ class GeoMIMPretrainer(BaseDetector):
         if self.init_from is None:
             run_logger().info('GeoMIM: no init_from, the student starts from random weights')
             return
-        report = load_pretrained(self.student, self.init_from)
+        report = load_pretrained(self.student, open_source(self.init_from))
         run_logger().info(f'GeoMIM: {report.describe()}')
 
     @auto_fp16(apply_to=())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Callable, Dict, Sequence, Tuple, Union
 
@@ -10,9 +11,10 @@ from torch import Tensor, nn
 from ..atomic import PathLike
 from ..method.pretrainer import GeoMIM
 from ..method.swin import SwinEncoder
-from .files import LoadReport, check_finite, other_shapes, read_checkpoint, save_atomically, some, tensors_of
+from .files import LoadReport, Origin, check_finite, other_shapes, save_atomically, some, tensors_of, weights_of
 from .layouts import ENCODER_LAYOUTS, LAYOUTS, detect_layout, export_encoder, from_geomim, is_derived, to_geomim
 from .position_bias import fit_tables
+from .reading import Checkpoint, open_checkpoint, read_checkpoint
 
 __all__ = [
     'LAYOUTS',
@@ -32,26 +34,41 @@ __all__ = [
 _OPTIONAL = ('num_batches_tracked',)
 
 
-def _open(weights: Union[PathLike, Dict[str, Tensor]], layout: str) -> Tuple[Dict[str, Tensor], str, str]:
-    source = 'the given state dict' if isinstance(weights, dict) else str(weights)
-    state = tensors_of(weights if isinstance(weights, dict) else read_checkpoint(weights), source)
+Weights = Union[PathLike, Dict[str, Tensor], Checkpoint]
+
+
+@dataclass(frozen=True)
+class _Opened:
+    state: Dict[str, Tensor]
+    layout: str
+    source: str
+    origin: Origin
+
+
+def _open(weights: Weights, layout: str) -> _Opened:
+    if isinstance(weights, dict):
+        weights = Checkpoint(weights, 'the given state dict')
+    elif not isinstance(weights, Checkpoint):
+        weights = open_checkpoint(weights)
+    state, origin = weights_of(weights)
     detected = detect_layout(state) if layout == 'auto' else layout
     if detected is None:
         raise ValueError(
-            f'{source} is no checkpoint of a known layout ({", ".join(LAYOUTS)}); its names start with {some(tuple(sorted(state)), 5)}'
+            f'{weights.source} is no checkpoint of a known layout ({", ".join(LAYOUTS)}); its names start with '
+            f'{some(tuple(sorted(state)), 5)}'
         )
-    return state, detected, source
+    return _Opened(state, detected, weights.source, origin)
 
 
 def _fit(
     model: nn.Module,
     state: Dict[str, Tensor],
-    source: str,
-    layout: str,
+    opened: _Opened,
     unused: Tuple[str, ...],
     needs: Callable[[str], bool],
 ) -> LoadReport:
     """Load what fits and resize bias tables; refuse other shapes and absent tensors that the model ``needs``, before anything changes."""
+    source, layout = opened.source, opened.layout
     own = model.state_dict()
     values, resized = fit_tables({name: state[name] for name in sorted(own.keys() & state.keys())}, own)
     wrong = other_shapes(own, values)
@@ -74,6 +91,7 @@ def _fit(
         resized=resized,
         missing=missing,
         unused=unused,
+        origin=opened.origin,
     )
 
 
@@ -84,7 +102,7 @@ def _without_place(state: Dict[str, Tensor], layout: str, model: nn.Module, pref
     return tuple(sorted(name for name in named if not own & to_geomim({name: state[name]}, layout).keys()))
 
 
-def load_pretrained(model: GeoMIM, weights: Union[PathLike, Dict[str, Tensor]], layout: str = 'auto') -> LoadReport:
+def load_pretrained(model: GeoMIM, weights: Weights, layout: str = 'auto') -> LoadReport:
     """Start a pretraining model from a file or state dict.
 
     MixMAE and encoder-only files fill a part (the report names the rest); pretraining checkpoints must fill the whole model.
@@ -92,11 +110,12 @@ def load_pretrained(model: GeoMIM, weights: Union[PathLike, Dict[str, Tensor]], 
     Raises:
         ValueError: an unknown layout, another architecture, an incomplete encoder or checkpoint.
     """
-    state, layout, source = _open(weights, layout)
+    opened = _open(weights, layout)
+    state, layout = opened.state, opened.layout
     partial = layout not in ('geomim', 'reference')
     renamed = to_geomim(state, layout, len(model.config.decoder.cross_view_after))
     unused = _without_place(state, layout, model)
-    return _fit(model, renamed, source, layout, unused, lambda name: not partial or _belongs_to_encoder(name, layout))
+    return _fit(model, renamed, opened, unused, lambda name: not partial or _belongs_to_encoder(name, layout))
 
 
 def _belongs_to_encoder(name: str, layout: str) -> bool:
@@ -104,21 +123,22 @@ def _belongs_to_encoder(name: str, layout: str) -> bool:
     return name.startswith('encoder.') and not (layout == 'mixmae' and name.startswith('encoder.norm'))
 
 
-def load_encoder(encoder: SwinEncoder, weights: Union[PathLike, Dict[str, Tensor]], layout: str = 'auto') -> LoadReport:
+def load_encoder(encoder: SwinEncoder, weights: Weights, layout: str = 'auto') -> LoadReport:
     """Start a finetuning encoder from a pretraining checkpoint, an exported encoder or a MixMAE file; everything else is dropped.
 
     Raises:
         ValueError: an unknown layout, another architecture, or an incomplete encoder (output norms may be missing).
     """
-    state, layout, source = _open(weights, layout)
+    opened = _open(weights, layout)
+    state, layout = opened.state, opened.layout
     renamed = to_geomim(state, layout)
     own = {name[len('encoder.') :]: value for name, value in renamed.items() if name.startswith('encoder.')}
     if not own:
         raise ValueError(
-            f'{source} ({layout} layout) holds no encoder; its names start with {some(tuple(sorted(state)), 5)}'
+            f'{opened.source} ({layout} layout) holds no encoder; its names start with {some(tuple(sorted(state)), 5)}'
         )
     unused = _without_place(state, layout, encoder, 'encoder.')
-    return _fit(encoder, own, source, layout, unused, lambda name: not name.startswith('norm'))
+    return _fit(encoder, own, opened, unused, lambda name: not name.startswith('norm'))
 
 
 def check_encoder_layouts(layouts: Sequence[str], owner: str) -> Tuple[str, ...]:

@@ -6,6 +6,7 @@ from mmengine.logging import print_log
 from mmengine.registry import MODELS
 
 from ..adapter.backbone import SwinBackbone
+from .compat import open_source
 
 
 @MODELS.register_module()
@@ -14,6 +15,6 @@ class GeoMIMSwin(SwinBackbone):
 
     def init_weights(self) -> None:
         """Load ``init_cfg['checkpoint']`` and report what was taken."""
-        report = self.load_pretrained()
+        report = self.load_pretrained(open_source)
         if report is not None:
             print_log(f'GeoMIMSwin: {report.describe()}', logger='current')

@@ -20,6 +20,7 @@ from ..adapter.step import PretrainBatch, pretrain_step
 from ..checkpoints.loading import load_pretrained
 from ..method.config import config_from_dict
 from ..method.pretrainer import GeoMIM, PretrainOutput
+from .compat import open_source
 from .randomness import current_mask_generator
 
 EVALUATION_SEED = 0
@@ -32,7 +33,7 @@ class GeoMIMPretrainer(BaseModel):
     Args:
         student: the student's sizes, see :func:`geomim.method.config.config_from_dict`.
         teacher: config of a module that turns point clouds into BEV maps (``GeoMIMLidarTeacher``, ``GivenBEVTeacher``).
-        init_from: MixMAE or pretraining checkpoint that starts the student; random weights if None.
+        init_from: MixMAE or pretraining checkpoint, a path or an address, that starts the student; random weights if None.
         mask_seed: the masks are a function of this seed, the iteration and, with ``masks_per_rank``, the rank.
         masks_per_rank: masks of each rank's own; all ranks share them otherwise, as in the published runs.
         sync_bn: batch statistics of the view transformation over all GPUs, as in the reference; needs CUDA and several ranks.
@@ -72,7 +73,7 @@ class GeoMIMPretrainer(BaseModel):
         if self.init_from is None:
             print_log('GeoMIM: no init_from, the student starts from random weights', logger='current')
             return
-        report = load_pretrained(self.student, self.init_from)
+        report = load_pretrained(self.student, open_source(self.init_from))
         print_log(f'GeoMIM: {report.describe()}', logger='current')
 
     def forward(
