@@ -21,6 +21,7 @@ from ..mmengine import (
 )
 from .lidar_encoder import BEVFusionLSparseEncoder
 from .loading import CheckPointCloud, LoadCameraRig, LoadSurroundImages, LoadSurroundSweeps
+from .nuscenes_dataset import PlainNuScenesDataset
 from .sparse import SparseOnCPUHook
 from .teacher import GeoMIMLidarTeacher, GivenBEVTeacher, LidarTeacher, TeacherRecord
 from .transforms import BEVFlip, PackGeoMIMInputs, PointsToDepthMap, SurroundImageAug
@@ -45,6 +46,7 @@ __all__ = [
     'LoadSurroundImages',
     'LoadSurroundSweeps',
     'PackGeoMIMInputs',
+    'PlainNuScenesDataset',
     'PointsToDepthMap',
     'ReconstructionMetric',
     'ReconstructionPicturesHook',

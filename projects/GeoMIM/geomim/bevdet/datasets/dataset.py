@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 
 import numpy as np
-from mmdet3d.datasets import CBGSDataset, NuScenesDataset
+from mmdet3d.datasets import CBGSDataset
 from mmengine.dataset import BaseDataset
 from mmengine.fileio import join_path
 from mmengine.registry import DATASETS
+
+from ...mmdet3d.nuscenes_dataset import PlainNuScenesDataset
 
 # The order of the published detectors' classes; mmdet3d's own differs
 BEVDET_CLASSES = (
@@ -50,8 +52,8 @@ def past_offsets(multi_adj_frame_id_cfg: Optional[Sequence[int]], stereo: bool =
 
 
 @DATASETS.register_module()
-class BEVDetNuScenesDataset(NuScenesDataset):
-    """mmdet3d's ``NuScenesDataset`` that hands every sample its past keyframes, scene by scene in the order of time.
+class BEVDetNuScenesDataset(PlainNuScenesDataset):
+    """``PlainNuScenesDataset`` that hands every sample its past keyframes, scene by scene in the order of time.
 
     A past frame before the start of the scene is replaced with the key frame itself, as in BEVDet. What the past frames
     hold is fixed when the file is read, so ``indices``, ``filter_empty_gt`` and samplers cannot tear them away.
@@ -61,7 +63,7 @@ class BEVDetNuScenesDataset(NuScenesDataset):
         stereo: one more frame, the reference of the oldest one's stereo matching.
         use_valid_flag: boxes with at least one LiDAR or radar point (BEVDet), else with at least one LiDAR point.
         metainfo: as mmdet3d's; the default has the class order of the published detectors.
-        kwargs: of ``NuScenesDataset``; ``ann_file`` is made by ``python -m geomim infos``, ``data_prefix`` may have
+        kwargs: of ``PlainNuScenesDataset``; ``ann_file`` is made by ``python -m geomim infos``, ``data_prefix`` may have
             ``occupancy``, the folder of Occ3D's labels.
 
     Writes:
