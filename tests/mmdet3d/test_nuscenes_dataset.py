@@ -147,3 +147,15 @@ def test_another_version_is_told(build: Build, monkeypatch: pytest.MonkeyPatch) 
     assert build(mini, metainfo=dict(classes=['car'])).metainfo['version'] == 'v1.0-mini'
     assert build(metainfo=dict(version='v1.0-trainval')).metainfo['version'] == 'v1.0-trainval'
     assert len(told) == 1
+
+
+def test_entries_by_camera_are_mmdet3ds(small_world: Path) -> None:
+    cameras = ('CAM_FRONT', 'CAM_FRONT_RIGHT', 'CAM_FRONT_LEFT', 'CAM_BACK', 'CAM_BACK_LEFT', 'CAM_BACK_RIGHT')
+    settings = dict(
+        data_root=f'{small_world}/', ann_file='nuscenes_infos_val.pkl', load_type='mv_image_based', test_mode=True,
+        data_prefix={name: f'samples/{name}' for name in cameras}, modality=dict(use_camera=True), box_type_3d='Camera',
+        load_eval_anns=False, pipeline=[],
+    )  # fmt: skip
+    ours, theirs = (DATASETS.build(dict(settings, type=f'{name}NuScenesDataset')) for name in ('Plain', 'mmdet3d.'))
+    assert len(ours) == len(theirs) == 2 * 6
+    assert repr([ours[index] for index in range(12)]) == repr([theirs[index] for index in range(12)])

@@ -15,7 +15,7 @@ from ..checkpoints.info_files import read_infos
 
 @DATASETS.register_module()
 class PlainNuScenesDataset(NuScenesDataset):
-    """mmdet3d's ``NuScenesDataset`` (same arguments, frame by frame) that trusts an info file as little as it can.
+    """mmdet3d's ``NuScenesDataset`` (same arguments) that trusts an info file as little as it can.
 
     The file is read without executing what it may hold. Its numbers of classes are those of its own ``categories``, where
     mmdet3d takes the order of ``NuScenesDataset`` for granted; so classes of other names need no dataset of their own.
@@ -44,7 +44,9 @@ class PlainNuScenesDataset(NuScenesDataset):
                 'nuScenes-devkit lists for it, in the tables that the file was made of?'
             )
         self._take_metainfo(file['metainfo'])
-        return [self.parse_data_info(info) for info in file['data_list']]
+        # one entry per sample, or a list of one per camera
+        parsed = (self.parse_data_info(info) for info in file['data_list'])
+        return [entry for one in parsed for entry in (one if isinstance(one, list) else [one])]
 
     def _take_metainfo(self, metainfo: Mapping[str, Any]) -> None:
         for key, value in metainfo.items():
