@@ -22,6 +22,7 @@ from ..mmengine import (
 from .datasets import GeoMIMCBGSDataset
 from .lidar_encoder import BEVFusionLSparseEncoder
 from .loading import CheckPointCloud, LoadCameraRig, LoadSurroundImages, LoadSurroundPoints, LoadSurroundSweeps
+from .nuscenes_dataset import PlainNuScenesDataset
 from .sparse import SparseOnCPUHook
 from .teacher import GeoMIMLidarTeacher, GivenBEVTeacher, LidarTeacher, TeacherRecord
 from .transforms import BEVFlip, PackGeoMIMInputs, PointsToDepthMap, SurroundImageAug
@@ -48,6 +49,7 @@ __all__ = [
     'LoadSurroundPoints',
     'LoadSurroundSweeps',
     'PackGeoMIMInputs',
+    'PlainNuScenesDataset',
     'PointsToDepthMap',
     'ReconstructionMetric',
     'ReconstructionPicturesHook',

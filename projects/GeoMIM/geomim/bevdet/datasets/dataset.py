@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 
 import numpy as np
-from mmdet3d.datasets import NuScenesDataset
 from mmdet3d.datasets.transforms import LoadPointsFromFile
 from mmengine.fileio import join_path
 from mmengine.registry import DATASETS
 
 from ...mmdet3d.datasets import GeoMIMCBGSDataset
+from ...mmdet3d.nuscenes_dataset import PlainNuScenesDataset
 from ..poses import lidar_frame
 
 # The order of the published detectors' classes; mmdet3d's own differs
@@ -53,8 +53,8 @@ def past_offsets(multi_adj_frame_id_cfg: Optional[Sequence[int]], stereo: bool =
 
 
 @DATASETS.register_module()
-class BEVDetNuScenesDataset(NuScenesDataset):
-    """mmdet3d's ``NuScenesDataset`` that hands every sample its past keyframes, scene by scene in the order of time.
+class BEVDetNuScenesDataset(PlainNuScenesDataset):
+    """``PlainNuScenesDataset`` that hands every sample its past keyframes, scene by scene in the order of time.
 
     A past frame before the start of its scene is replaced with the key frame itself. So does BEVDet, but in the scene that
     the file begins with, where it takes the first frame. Here a scene's place in the file does not count, unless
@@ -67,7 +67,7 @@ class BEVDetNuScenesDataset(NuScenesDataset):
         clamp_first_scene: in the first scene of the file its first frame stands in, as in BEVDet.
         use_valid_flag: boxes with at least one LiDAR or radar point (BEVDet), else with at least one LiDAR point.
         metainfo: as mmdet3d's; the default has the class order of the published detectors.
-        kwargs: of ``NuScenesDataset``; ``ann_file`` is made by ``python -m geomim infos``, ``data_prefix`` may have
+        kwargs: of ``PlainNuScenesDataset``; ``ann_file`` is made by ``python -m geomim infos``, ``data_prefix`` may have
             ``occupancy``, the folder of Occ3D's labels.
 
     Writes:
