@@ -13,12 +13,11 @@ import hashlib
 import json
 import statistics
 import subprocess
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence
 
 import finetuning
-from runs import Data, say, write_json, write_text
+from runs import Data, say, side_by_side, write_json, write_text
 
 SCRATCH = 'scratch'
 SCORES = ('mAP', 'NDS')
@@ -145,7 +144,7 @@ def compare(arguments: argparse.Namespace, jobs: Sequence[Job], settings: Mappin
         done[job] = {'start': job.start, 'seed': job.seed, 'folder': folder.name, **figures}
         say(f'{job.start}, seed {job.seed}: mAP {figures["mAP"]:.4f}, NDS {figures["NDS"]:.4f}')
 
-    with ThreadPoolExecutor(arguments.jobs) as pool:
+    with side_by_side(arguments.jobs) as pool:
         for _ in pool.map(finish, jobs):
             write_table(arguments.out, settings, [done[job] for job in jobs if job in done], len(jobs))
     return [done[job] for job in jobs]

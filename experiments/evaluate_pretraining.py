@@ -86,6 +86,8 @@ def training_means(model: Any, dataset: Any, limit: int) -> Tuple[Tensor, Tensor
 
 def evaluate(model: Any, train: Any, val: Any, limit: int) -> Dict[str, Any]:
     """All figures; means over the frames, shares over the cells."""
+    if model.student.config.seen_cells_only:
+        raise SystemExit('the figures are of whole maps, of which student.seen_cells_only has learnt a part')
     mean_target, frequent = training_means(model, train, limit)
     sums: Dict[str, List[float]] = {name: [] for name in ('student', 'mean', 'constant', 'zero')}
     near = {name: [[0, 0] for _ in RANGES] for name in ('student', 'prior')}

@@ -63,22 +63,11 @@ def finetune(
     options += detector_options(config, data, iterations)
     options += [*start_options(encoder), f'randomness.seed={seed}']
     title = f'Finetuning {"from " + encoder.name if encoder else "from scratch"}, seed {seed}'
-    checkpoint = train(title, config, folder, iterations, options, log)
+    train(title, config, folder, iterations, options, log)
     scores = last_scores(folder)
-    if not scores:  # interrupted between its last checkpoint and the end of its validation
-        test(title, config, checkpoint, folder, options, log)
-        scores = last_scores(folder)
     if not scores:
         raise RuntimeError(f'{folder}: the run left no scores; remove the folder to train again')
     return scores
-
-
-def test(title: str, config: Path, checkpoint: Path, folder: Path, options: List[str], log: Optional[Path]) -> None:
-    """Evaluate a checkpoint by mmdet3d's own script."""
-    from geomim.nuscenes.infos import mmdet3d_tools
-
-    command = [sys.executable, str(mmdet3d_tools() / 'test.py'), str(config), str(checkpoint)]
-    run(f'{title}: evaluation', [*command, '--work-dir', str(folder), '--cfg-options', *options], log)
 
 
 def start_options(encoder: Optional[Path]) -> List[str]:

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from geomim.bevdet.boxes.transform import transform_boxes
 from geomim.bevdet.inference.frame_pictures import draw_frame, save_jpeg
+from geomim.checkpoints.files import is_whole
 from geomim.nuscenes.bevdet_infos import bevdet_info_names, make_bevdet_infos
 from geomim.nuscenes.infos import find_version
 
@@ -92,11 +93,12 @@ def overfit_config(root: Path, infos: Path, out: Path, iterations: int) -> Confi
 
 def train(config: Config, out: Path, iterations: int) -> Any:
     """The trained detector; a finished training is taken as it is, an interrupted one goes on."""
-    finished = out / f'iter_{iterations}.pth'
-    config.resume = not finished.is_file()
+    checkpoint = out / f'iter_{iterations}.pth'
+    finished = is_whole(checkpoint)
+    config.resume = not finished
     runner = Runner.from_cfg(config)
-    if finished.is_file():
-        runner.load_checkpoint(str(finished))
+    if finished:
+        runner.load_checkpoint(str(checkpoint))
     else:
         runner.train()
     return runner.model.eval()

@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import shlex
+import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Tuple
+from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Set, Tuple
+
+from run_folders import read_scalars, validates
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = ROOT / 'configs' / 'mmdet3d'
 LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
 EVALUATORS = ('val_evaluator', 'test_evaluator')
+PATIENCE = 10  # seconds that an interrupted command has for ending by itself
+_RUNNING: Set[subprocess.Popen] = set()
 
 
 class Data(NamedTuple):
@@ -32,27 +39,69 @@ def say(text: str) -> None:
 
 
 def run(title: str, command: List[str], log: Optional[Path] = None) -> None:
-    """Run a step's command with its output shown, or kept in ``log``; a failure ends the script."""
+    """Run a step's command with its output shown, or kept in ``log``; a failure ends the script.
+
+    The command ends when the script does, however that ends.
+    """
+    from geomim.commands.children import ends_with_parent
+
     say(f'\n=== {title}\n$ {shlex.join(command)}')
     start = time.monotonic()
     # threads that wait leave their core to the loading processes
     environment = {'OMP_WAIT_POLICY': 'PASSIVE', **os.environ, 'PYTHONWARNINGS': 'ignore'}
-    if log is None:
-        subprocess.run(command, check=True, cwd=ROOT, env=environment)
-    else:
-        with log.open('a', encoding='utf-8') as file:
-            subprocess.run(command, check=True, cwd=ROOT, env=environment, stdout=file, stderr=subprocess.STDOUT)
+    with log.open('a', encoding='utf-8') if log else contextlib.nullcontext() as file:
+        output: Dict[str, Any] = {'stdout': file, 'stderr': subprocess.STDOUT} if log else {}
+        process = subprocess.Popen(ends_with_parent(command), cwd=ROOT, env=environment, **output)
+        _RUNNING.add(process)
+        try:
+            status = process.wait()
+        except KeyboardInterrupt:
+            end_running()
+            raise
+        finally:
+            _RUNNING.discard(process)
+    if status:
+        raise subprocess.CalledProcessError(status, command)
     say(f'=== done in {time.monotonic() - start:.0f} s{f": {title}" if log else ""}')
+
+
+def end_running() -> None:
+    """Interrupt the commands that run, and wait until they have ended; a trainer ends its loading processes then."""
+    processes = list(_RUNNING)
+    # an interrupt from a terminal has reached them already, and a second one would disturb them
+    for patience, stop in ((1, signal.SIGINT), (PATIENCE, signal.SIGKILL)):
+        deadline = time.monotonic() + patience
+        for process in processes:
+            try:
+                process.wait(max(0.0, deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                process.send_signal(stop)
+
+
+@contextlib.contextmanager
+def side_by_side(jobs: int) -> Iterator[ThreadPoolExecutor]:
+    """Threads that run commands, so many at a time; an interrupt ends all of them."""
+    with ThreadPoolExecutor(jobs) as pool:
+        try:
+            yield pool
+        except KeyboardInterrupt:
+            pool.shutdown(wait=False, cancel_futures=True)
+            end_running()
+            raise
 
 
 def train(
     title: str, config: Path, folder: Path, iterations: int, options: List[str], log: Optional[Path] = None
 ) -> Path:
-    """Train by mmdet3d's own script, or go on with it; returns the last checkpoint."""
+    """Train by mmdet3d's own script, or go on with it; returns the last checkpoint.
+
+    A training is finished when that is whole and its validation, at the end, has been logged.
+    """
+    from geomim.checkpoints.files import is_whole
     from geomim.nuscenes.infos import mmdet3d_tools
 
     finished = folder / f'iter_{iterations}.pth'
-    if finished.is_file():
+    if is_whole(finished) and any(map(validates, read_scalars(folder))):
         say(f'\n=== {title}: {finished} is there; remove {folder} or give another OUT to train again')
         return finished
     command = [sys.executable, str(mmdet3d_tools() / 'train.py'), str(config), '--work-dir', str(folder), '--resume']

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..adapter.backbone import SwinBackbone, backbone_arguments
 from ..method.swin import PatchEmbed, PatchMerging, SwinStage, with_position
-from .host import BACKBONES, run_logger
+from .host import BACKBONES, open_source, run_logger
 
 StageOutput = Tuple[Tensor, Tuple[int, int], Tensor, Tuple[int, int]]
 
@@ -92,6 +92,6 @@ class GeoMIMSwin(SwinBackbone):
 
     def init_weights(self) -> None:
         """Load ``init_cfg['checkpoint']`` and report what was taken."""
-        report = self.load_pretrained()
+        report = self.load_pretrained(open_source)
         if report is not None:
             run_logger().info(f'GeoMIMSwin: {report.describe()}')

@@ -1,4 +1,4 @@
-"""Hooks of a pretraining run: a guard over the frozen teacher, export of the encoder.
+"""Hooks of a pretraining run: a guard over the frozen teacher, export of the encoder; and checkpoints that are whole, in any run.
 
 The model is a detector with a core ``GeoMIM`` as ``.student`` and a ``.teacher`` that carries its ``record``.
 """
@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from typing import Any, Iterable, Mapping
 
-from mmcv.runner import Hook, master_only
+from mmcv.fileio.file_client import HardDiskBackend
+from mmcv.runner import CheckpointHook, Hook, master_only
 from torch import nn
 
-from ..adapter.hooks import ExportsEncoder, GuardsTeacher
+from ..adapter.hooks import ExportsEncoder, GuardsTeacher, SavesWhole
 from .host import HOOKS, unwrapped
 
 
@@ -80,3 +81,17 @@ class GeoMIMEncoderExportHook(ExportsEncoder, Hook):
     def _write(self, runner: Any) -> None:
         student = pretraining_model(runner, type(self).__name__).student
         self.export(student, runner.work_dir, runner.logger.info)
+
+
+@HOOKS.register_module(name=['GeoMIMCheckpointHook', 'CheckpointHook'], force=True)
+class GeoMIMCheckpointHook(CheckpointHook):
+    """mmcv's ``CheckpointHook``, in whose place it is: a killed run leaves whole checkpoints only. Arguments are the same.
+
+    A checkpoint is written beside and moved into place, ``latest.pth`` after it.
+    """
+
+    @master_only
+    def _save_checkpoint(self, runner: Any) -> None:
+        client = getattr(self, 'file_client', None)  # before mmcv 1.3.16 there is none, and all folders are local
+        local = client is None or isinstance(client.client, HardDiskBackend)
+        super()._save_checkpoint(SavesWhole(runner) if local else runner)

@@ -5,11 +5,10 @@ Shape legend: B samples, N cameras, n images of all frames, M points, H x W pixe
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any, Dict, List, Optional, Sequence
 
 import torch
-from mmcv.runner import CheckpointLoader, auto_fp16
+from mmcv.runner import auto_fp16
 from mmdet.models.detectors import BaseDetector
 from torch import Tensor
 
@@ -20,7 +19,7 @@ from ..adapter.step import PretrainBatch, pretrain_step
 from ..checkpoints.loading import load_pretrained
 from ..method.depth import check_cloud
 from ..method.pretrainer import GeoMIM, PretrainOutput
-from .host import DETECTORS, build_backbone, get_dist_info, run_logger
+from .host import DETECTORS, build_backbone, get_dist_info, open_source, run_logger
 from .rig import STEP, read_img_inputs
 
 EVALUATION_SEED = 0
@@ -71,13 +70,13 @@ class GeoMIMPretrainer(BaseDetector):
 
         The teacher loads its own checkpoint when built.
         """
-        started = start_backbone(self.student, partial(CheckpointLoader.load_checkpoint, map_location='cpu'))
+        started = start_backbone(self.student, open_source)
         if started is not None:
             run_logger().info(f'GeoMIM: {started.describe()}')
         if self.init_from is None:
             run_logger().info('GeoMIM: no init_from, the student starts from random weights')
             return
-        report = load_pretrained(self.student, self.init_from)
+        report = load_pretrained(self.student, open_source(self.init_from))
         run_logger().info(f'GeoMIM: {report.describe()}')
 
     @auto_fp16(apply_to=())

@@ -22,7 +22,7 @@ from ..adapter.checks import (
     check_poses,
     check_reach,
 )
-from ..method.depth import check_points, project_points
+from ..method.depth import check_points, finite_points, project_points
 from .host import PIPELINES
 from .points import bda_matrix, find_place
 from .poses import around_key, lidar_frames
@@ -47,6 +47,10 @@ class GeoMIMLidarFrame:
             its moment); found out by the sample's file if None, else checked by it.
         augmented: whether a step before has moved them by the BEV augmentation; likewise.
 
+    Args:
+        drop_nonfinite: drop points with values that are not finite, as drivers leave for beams without an echo, instead of
+            refusing them; warns at the first ones and adds their number as ``dropped_points``.
+
     Raises:
         ValueError: steps or entries that are missing before it; an empty cloud, one out of reach, or points, images or geometry
             that are not finite or cannot be (:mod:`geomim.adapter.checks`); points in another place than told, or in one that
@@ -56,8 +60,10 @@ class GeoMIMLidarFrame:
         UserWarning: values that float32 has robbed of their digits; a ``gt_depth`` that does not show the points.
     """
 
-    def __init__(self, frame: Optional[str] = None, augmented: Optional[bool] = None) -> None:
-        self.frame, self.augmented = frame, augmented
+    def __init__(
+        self, frame: Optional[str] = None, augmented: Optional[bool] = None, drop_nonfinite: bool = False
+    ) -> None:
+        self.frame, self.augmented, self.drop_nonfinite = frame, augmented, drop_nonfinite
         self._warn = WarnOnce()
 
     def __call__(self, results: Dict[str, Any]) -> Dict[str, Any]:
@@ -75,7 +81,7 @@ class GeoMIMLidarFrame:
                 f'GeoMIMLidarFrame: img_inputs has {len(results["img_inputs"])} entries and no BEV augmentation yet; put this '
                 'step behind LoadAnnotationsBEVDepth or BEVAug'
             )
-        info, cameras, points = results['curr'], [str(name) for name in results['cam_names']], results['points']
+        info, cameras = results['curr'], [str(name) for name in results['cam_names']]
         source = f'sample {info.get("token", "without a token")}'
         frames = lidar_frames(info)
         if cameras[0] not in frames:
@@ -86,7 +92,7 @@ class GeoMIMLidarFrame:
         augmentation = bda_matrix(bda, source)
         check_values(results['img_inputs'], torch.from_numpy(frames[cameras[0]]), f'{source}: img_inputs')
         self._check_rig(results['img_inputs'], torch.from_numpy(frames[cameras[0]]), cameras, source)
-        check_points(points.tensor, f'{source}: points')
+        points = self._checked_points(results, f'{source}: points')
         check_reach(points.tensor, f'{source}: points', self._warn)
         file = str(results.get('pts_filename') or info.get('lidar_path'))
         check_file(points.tensor.flatten(), points.tensor.shape[1], f'{source}: points of {file}')
@@ -101,6 +107,19 @@ class GeoMIMLidarFrame:
         if 'gt_depth' in results:
             _check_depth(torch.as_tensor(results['gt_depth']), results, len(cameras))
         return results
+
+    def _checked_points(self, results: Dict[str, Any], source: str) -> Any:
+        """The points, without those that are not finite where that was asked for."""
+        points = results['points']
+        if not self.drop_nonfinite:
+            check_points(points.tensor, source)
+            return points
+        finite = finite_points(points.tensor, source)
+        dropped = results['dropped_points'] = int((~finite).sum())
+        if dropped:
+            self._warn('nonfinite', f'{source}: {dropped} of {len(finite)} are not finite and dropped')
+        results['points'] = points[finite]
+        return results['points']
 
     def _check_rig(self, img_inputs: Sequence[Any], lidar2key: Tensor, cameras: Sequence[str], source: str) -> None:
         """As LoadCameraRig checks a rig of mmdet3d, by the names of BEVDet; the poses of all frames."""
@@ -117,7 +136,7 @@ class GeoMIMLidarFrame:
         check_mounts(sensor2egos[:count], lidar2ego, places, self._warn)
 
     def __repr__(self) -> str:
-        return f'{type(self).__name__}(frame={self.frame!r}, augmented={self.augmented!r})'
+        return f'{type(self).__name__}(frame={self.frame!r}, augmented={self.augmented!r}, drop_nonfinite={self.drop_nonfinite})'
 
 
 def _check_depth(depths: Tensor, results: Dict[str, Any], num_cams: int) -> None:

@@ -369,3 +369,19 @@ def bevdet_world(link_world: Callable[[Path], Path], tmp_path_factory: pytest.Te
 
     register_all_modules(init_default_scope=True)
     return make_bevdet_infos(link_world(tmp_path_factory.mktemp('bevdet') / 'world'))
+
+
+@pytest.fixture(scope='session')
+def unannotated_world(small_world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The small world as v1.0-test, by links: its tables have no annotation; with info files of ours. Not to be changed."""
+    root = tmp_path_factory.mktemp('unannotated') / 'world'
+    (root / 'v1.0-test').mkdir(parents=True)
+    for entry in small_world.iterdir():
+        if entry.is_dir() and entry.name not in ('v1.0-trainval', 'lidarseg'):
+            (root / entry.name).symlink_to(entry)
+    for table in (small_world / 'v1.0-trainval').iterdir():
+        if table.stem != 'lidarseg':
+            empty = table.stem in ('sample_annotation', 'instance')
+            (root / 'v1.0-test' / table.name).write_text('[]' if empty else table.read_text())
+    run_quietly(['-m', 'geomim', 'infos', root])
+    return root

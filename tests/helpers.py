@@ -1,4 +1,4 @@
-"""What tests of several rooms do alike, beside the fixtures: programs in processes of their own, worlds by links, equal weights."""
+"""What tests of several rooms do alike, beside the fixtures: programs in processes of their own, worlds by links, equal tensors."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ import io
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Mapping, Optional, Sequence
+from typing import Any, Callable, Mapping, Optional, Sequence
 
 import numpy as np
 import torch
@@ -32,6 +33,22 @@ def let_timm_import() -> None:
         import torchvision  # noqa: F401
     except (ImportError, RuntimeError):
         sys.modules['torchvision._meta_registrations'] = ModuleType('torchvision._meta_registrations')
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 60) -> None:
+    """Until it holds; an assertion fails if it does not in time."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def runs_still(pid: int) -> bool:
+    """Whether a process is there and no zombie; asks Linux."""
+    try:
+        return Path(f'/proc/{pid}/stat').read_text().rpartition(')')[2].split()[0] != 'Z'
+    except (FileNotFoundError, ProcessLookupError):
+        return False
 
 
 def linked_world(world: Path, root: Path) -> Path:

@@ -30,7 +30,7 @@ ARROWS = {
     'adapter': ADAPTER,
     'mmengine': MMENGINE,
     'mmdet3d': MMDET3D,
-    'nuscenes': {'atomic', 'nuscenes'},
+    'nuscenes': CHECKPOINTS | {'nuscenes'},
     'bevdet': BEVDET,
     'synthetic': {'method', 'atomic', 'synthetic'},
     'proofs': BEVDET | {'proofs'},

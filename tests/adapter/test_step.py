@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, Callable, Dict, List
 
 import pytest
@@ -83,3 +84,15 @@ def test_figures_of_a_pass_count_its_labels(batch: PretrainBatch, model: GeoMIM)
     expected = (near.flatten(1).sum(1) + other.flatten(1).sum(1)) / 2 / figures['labelled_cells']
     torch.testing.assert_close(figures['depth_within_one_bin'], expected)
     torch.testing.assert_close(figures['reconstruction_loss'].mean(), result.reconstruction_loss)
+
+
+def test_figures_are_of_the_cells_that_the_loss_counts(batch: PretrainBatch, model: GeoMIM) -> None:
+    result = run(batch, model)
+    cells = torch.rand(result.target[:, 0].shape) < 0.3
+    figures = measure(replace(result, cells=cells))
+    for sample, target in enumerate(result.target):
+        counted = target[:, cells[sample]]
+        errors = [(prediction[sample][:, cells[sample]] - counted).square().mean() for prediction in result.predictions]
+        torch.testing.assert_close(figures['reconstruction_loss'][sample], sum(errors) / len(errors))
+        torch.testing.assert_close(figures['target_power'][sample], counted.square().mean())
+        torch.testing.assert_close(figures['constant_map_loss'][sample], counted.var(dim=1, unbiased=False).mean())

@@ -116,15 +116,15 @@ def test_a_local_file_starts_the_network_and_is_reported(tmp_path: Path) -> None
     donor = timm.create_model('resnet18')
     torch.save(donor.state_dict(), tmp_path / 'resnet18.pth')
     backbone = TimmBackbone('resnet18', pretrained=str(tmp_path / 'resnet18.pth'))
-    report = backbone.init_weights()
+    report = backbone.start()
     assert report is not None
     assert report.unused == ('fc.bias', 'fc.weight')
     assert all(torch.equal(value, donor.state_dict()[name]) for name, value in backbone.state_dict().items())
     other = TimmBackbone('resnet50', init_cfg=dict(type='Pretrained', checkpoint=str(tmp_path / 'resnet18.pth')))
     with pytest.raises(ValueError, match=r'resnet18.pth.* another architecture: .* layer1.0.conv1.weight'):
-        other.init_weights()
+        other.start()
     with pytest.raises(ValueError, match=r'resnet18.pth.* holds no weights of timm vit_tiny'):
-        TimmBackbone('vit_tiny_patch16_224', pretrained=str(tmp_path / 'resnet18.pth')).init_weights()
+        TimmBackbone('vit_tiny_patch16_224', pretrained=str(tmp_path / 'resnet18.pth')).start()
 
 
 @pytest.mark.parametrize(

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import sys
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Optional, Union
+from typing import Any, Callable, Dict, List, Optional, Sequence, Union
 
 import pytest
 import torch
+
+from ..helpers import run_quietly
 
 CAMERAS = ['CAM_FRONT_LEFT', 'CAM_FRONT', 'CAM_FRONT_RIGHT', 'CAM_BACK_LEFT', 'CAM_BACK', 'CAM_BACK_RIGHT']
 DATA_CONFIG = dict(
@@ -64,6 +67,35 @@ def mmdet3d_scope() -> None:
 @pytest.fixture(scope='session')
 def bevdet_pipeline() -> Callable[..., List[Dict[str, Any]]]:
     return make_pipeline
+
+
+def without_lidar(world: Path, root: Path, cameras: Sequence[str]) -> Path:
+    """The tables and images of a world as a rig of some cameras would have recorded them: nobody has counted points."""
+    tables = root / 'v1.0-trainval'
+    tables.mkdir(parents=True)
+    read = {path.stem: json.loads(path.read_text()) for path in (world / 'v1.0-trainval').iterdir()}
+    del read['lidarseg']
+    sensors = {row['token'] for row in read['sensor'] if row['channel'] in cameras}
+    mounts = {row['token'] for row in read['calibrated_sensor'] if row['sensor_token'] in sensors}
+    read['sensor'] = [row for row in read['sensor'] if row['token'] in sensors]
+    read['calibrated_sensor'] = [row for row in read['calibrated_sensor'] if row['token'] in mounts]
+    read['sample_data'] = [row for row in read['sample_data'] if row['calibrated_sensor_token'] in mounts]
+    read['sample_annotation'] = [dict(row, num_lidar_pts=0, num_radar_pts=0) for row in read['sample_annotation']]
+    for name, rows in read.items():
+        (tables / f'{name}.json').write_text(json.dumps(rows))
+    (root / 'samples').mkdir()
+    for name in cameras:
+        (root / 'samples' / name).symlink_to(world / 'samples' / name)
+    (root / 'maps').symlink_to(world / 'maps')
+    return root
+
+
+@pytest.fixture(scope='session')
+def lidarless_world(small_world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six cameras alone, with the BEVDet family's info files, by the command; not to be changed."""
+    root = without_lidar(small_world, tmp_path_factory.mktemp('lidarless') / 'world', CAMERAS)
+    run_quietly(['-m', 'geomim', 'infos', root])
+    return root
 
 
 @pytest.fixture(scope='session')

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from geomim import GeoMIM, SwinEncoder
-from geomim.checkpoints import files
+from geomim.checkpoints import reading
 from geomim.checkpoints.layouts import export_encoder, to_reference
 from geomim.checkpoints.loading import (
     LoadReport,
@@ -185,7 +185,7 @@ def test_bookkeeping_of_a_runner_is_dropped_and_the_weights_are_read(
     assert torch.equal(loaded['state_dict']['a'], torch.ones(2))
     assert loaded['meta']['iter'] == 7
     assert ran == []
-    assert isinstance(loaded['message_hub']['log_scalars']['loss'], files.Inert)
+    assert isinstance(loaded['message_hub']['log_scalars']['loss'], reading.Inert)
 
 
 @pytest.mark.parametrize('key', ['state_dict', 'model', 'module', None])

@@ -246,3 +246,31 @@ def test_first_keyframe_without_sweeps_is_padded() -> None:
     results = {'points': LiDARPoints(np.ones((10, 5), np.float32), points_dim=5), 'timestamp': 1.0}
     loaded = LoadSurroundSweeps(sweeps_num=9, load_dim=5, use_dim=5, pad_empty_sweeps=True).transform(results)
     assert loaded['points'].tensor.shape == (100, 5)
+
+
+@pytest.mark.parametrize('value', [np.nan, np.inf])
+@pytest.mark.parametrize('feature', [0, 2, 3, 4])
+def test_points_that_are_not_finite_are_refused_or_dropped_and_counted(value: float, feature: int) -> None:
+    cloud = np.arange(30, dtype=np.float32).reshape(6, 5)
+    cloud[[1, 4], feature] = value
+    results = {'token': 'abc', 'points': LiDARPoints(cloud, points_dim=5)}
+    with pytest.raises(ValueError, match='sample abc, .*2 of 6 points are not finite.* drop_nonfinite=True'):
+        CheckPointCloud()(dict(results))
+    step = CheckPointCloud(drop_nonfinite=True)
+    with pytest.warns(UserWarning, match='sample abc, .*2 of 6 points are not finite and dropped'):
+        checked = step(dict(results))
+    np.testing.assert_array_equal(checked['points'].tensor.numpy(), cloud[[0, 2, 3, 5]])
+    assert checked['dropped_points'] == 2
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')  # the first sample is named, the others count
+        assert step(dict(results))['dropped_points'] == 2
+        assert step(dict(results, points=LiDARPoints(cloud[:1], points_dim=5)))['dropped_points'] == 0
+
+
+@pytest.mark.parametrize(
+    'cloud, message', [(np.full((3, 5), np.nan), 'none of the 3 points is finite'), (np.ones((0, 5)), 'empty')]
+)
+def test_a_cloud_of_which_nothing_is_left_is_refused(cloud: np.ndarray, message: str) -> None:
+    results = {'token': 'abc', 'points': LiDARPoints(cloud.astype(np.float32), points_dim=5)}
+    with pytest.raises(ValueError, match=f'sample abc, .*{message}'):
+        CheckPointCloud(drop_nonfinite=True)(results)

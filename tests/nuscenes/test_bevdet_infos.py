@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import pickle
 import re
 from pathlib import Path
 from typing import Any, Callable, Dict
@@ -17,6 +19,7 @@ from nuscenes.nuscenes import NuScenes
 from pyquaternion import Quaternion
 
 from geomim.__main__ import main
+from geomim.commands.infos import MAKERS
 from geomim.nuscenes import bevdet_infos as infos
 from geomim.nuscenes.bevdet_infos import bevdet_info_names, make_bevdet_infos
 from geomim.nuscenes.infos import info_names
@@ -129,3 +132,43 @@ def test_the_old_file_stays_when_writing_fails(
         make_bevdet_infos(root, force=True)
     assert {(root / name).read_bytes() for name in bevdet_info_names()} == {b'old'}
     assert not list(root.glob('.*'))
+
+
+def test_files_of_an_older_mmdet3d_stay_beside_new_ones(
+    small_world: Path, link_world: LinkWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = link_world(tmp_path / 'world')
+    old = pickle.dumps({'infos': [{'token': 'a'}], 'metadata': {'version': 'v1.0-trainval'}})
+    for name in info_names():
+        (root / name).unlink()
+        (root / name).write_bytes(old)
+
+    def convert(version: str, cameras: Any) -> None:
+        for name in info_names(version):
+            Path('data/nuscenes', name).write_bytes((small_world / name).read_bytes())
+
+    monkeypatch.setattr('geomim.nuscenes.infos._convert', convert)
+    assert make_bevdet_infos(root) == root.resolve()
+    assert {(root / name).read_bytes() for name in info_names()} == {old}
+    for name, ours in zip(info_names(), bevdet_info_names()):
+        made, base = mmengine.load(str(root / ours)), mmengine.load(str(small_world / name))
+        assert [info['token'] for info in made['data_list']] == [info['token'] for info in base['data_list']]
+
+
+def test_code_in_an_info_file_does_not_run(small_world: Path, link_world: LinkWorld, tmp_path: Path) -> None:
+    class Opens:
+        def __reduce__(self) -> Any:
+            return open, (str(tmp_path / 'ran'), 'w')
+
+    root = link_world(tmp_path / 'world')
+    name = info_names()[0]
+    file = mmengine.load(str(root / name))
+    file['data_list'][0]['extra'] = Opens()
+    (root / name).unlink()
+    mmengine.dump(file, str(root / name))
+    for kind in ('bevdet', 'images', 'waymo'):
+        module, maker = MAKERS[kind]
+        make = getattr(importlib.import_module(f'geomim.nuscenes.{module}'), maker)
+        with pytest.raises(ValueError, match=rf'{name} cannot be read .*it refers to'):
+            make(root)
+    assert not (tmp_path / 'ran').exists()

@@ -6,9 +6,12 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import os
+import pickle
 import re
+from collections import Counter
 from pathlib import Path
-from typing import Any, Dict, List
+from typing import Any, Callable, Dict, Iterator, List, Tuple
 
 import numpy as np
 import pytest
@@ -24,6 +27,7 @@ from geomim.__main__ import main
 from geomim.method.depth import depth_maps
 from geomim.mmengine.rig import build_rig
 from geomim.nuscenes import infos
+from geomim.nuscenes.bevdet_infos import make_bevdet_infos
 from geomim.nuscenes.infos import NUSCENES_CAMERAS, info_names, make_infos
 from geomim.synthetic import Recipe, make_recipe, write_world
 from geomim.synthetic.cast import camera_beams, cast, freeze
@@ -248,6 +252,14 @@ def test_a_second_call_leaves_the_files_as_they_are(small_world: Path, monkeypat
 
 
 @pytest.fixture
+def told(monkeypatch: pytest.MonkeyPatch) -> List[str]:
+    """What the info step says; the host's logger keeps the stream of the test that first used it."""
+    said: List[str] = []
+    monkeypatch.setattr(infos, 'print_log', lambda text, *_, **__: said.append(text))
+    return said
+
+
+@pytest.fixture
 def linked(small_world: Path, tmp_path: Path) -> Path:
     """The small world without info files, by links."""
     root = tmp_path / 'linked'
@@ -259,7 +271,7 @@ def linked(small_world: Path, tmp_path: Path) -> Path:
 
 
 def fake(version: str, cameras: List[str]) -> None:
-    for name in info_names():
+    for name in info_names(version):
         Path('data/nuscenes', name).write_bytes(b'new ' + version.encode())
 
 
@@ -370,3 +382,216 @@ def test_the_world_says_what_it_was_made_from(small_world: Path) -> None:
     written = json.loads((small_world / 'geomim_synthetic.json').read_text())
     assert written['scenes'] == ['scene-0001', 'scene-0002', 'scene-0003']
     assert (written['version'], written['frames'], written['image_size']) == ('v1.0-trainval', 2, [225, 400])
+
+
+# ------------------------------------------------------------------------------------------------------ the test split
+
+
+def test_the_test_split_has_info_files_without_annotations(unannotated_world: Path, small_world: Path) -> None:
+    """All its scenes, whatever the devkit lists; the rest is as with annotations."""
+    made = {path.name for path in unannotated_world.glob('*.pkl')}
+    assert made == {'nuscenes_infos_test.pkl', 'bevdet_infos_test.pkl'}
+    annotated = [info for name in info_names() for info in mmengine.load(str(small_world / name))['data_list']]
+    by_token = {info['token']: info for info in annotated}
+    for name in made:
+        file = mmengine.load(str(unannotated_world / name))
+        assert file['metainfo']['version'] == 'v1.0-test'
+        assert {info['token'] for info in file['data_list']} == set(by_token)
+        for info in file['data_list']:
+            assert info['instances'] == []
+            assert info['lidar_points'] == by_token[info['token']]['lidar_points']
+            images = {key: {**image, 'ego2global': 0} for key, image in info['images'].items()}
+            assert images == {
+                key: {**image, 'ego2global': 0} for key, image in by_token[info['token']]['images'].items()
+            }
+
+
+def test_mmdet3ds_own_dataset_reads_the_test_split(base: Any, unannotated_world: Path) -> None:
+    data = dataset(base, unannotated_world, 'test', [])
+    assert len(data) == 6
+    assert len(data[0]['eval_ann_info']['gt_labels_3d']) == 0
+
+
+def test_the_test_split_beside_others_is_asked_for(
+    linked: Path, unannotated_world: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (linked / 'v1.0-test').symlink_to(unannotated_world / 'v1.0-test')
+    monkeypatch.setattr(infos, '_convert', fake)
+    make_infos(linked)
+    assert sorted(path.name for path in linked.glob('*.pkl')) == sorted(info_names())
+    assert main(['infos', str(linked), '--for', 'mmdet3d', '--version', 'v1.0-test']) == 0
+    assert (linked / 'nuscenes_infos_test.pkl').read_bytes() == b'new v1.0-test'
+
+
+# ------------------------------------------------------------------------------------------- files of an older mmdet3d
+
+OLD = pickle.dumps({'infos': [{'token': 'a'}], 'metadata': {'version': 'v1.0-trainval'}})
+
+
+def test_new_files_are_made_beside_those_of_an_older_mmdet3d(
+    linked: Path, monkeypatch: pytest.MonkeyPatch, told: List[str], capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr(infos, '_convert', fake)
+    for name in info_names():
+        (linked / name).write_bytes(OLD)
+    assert main(['infos', str(linked), '--for', 'mmdet3d']) == 0
+    assert 'nuscenes_infos_train.pkl is an info file of mmdet3d before 1.1' in told[0]
+    assert f'{linked.resolve() / "mmdet3d-1.1"}: info files for mmdet3d' in capsys.readouterr().out
+    assert {(linked / name).read_bytes() for name in info_names()} == {OLD}
+    assert {(linked / 'mmdet3d-1.1' / name).read_bytes() for name in info_names()} == {b'new v1.0-trainval'}
+    monkeypatch.setattr(infos, '_convert', lambda *_: pytest.fail('converted again'))
+    assert make_infos(linked) == linked.resolve() / 'mmdet3d-1.1'
+    monkeypatch.setattr(infos, '_convert', fake)
+    assert make_infos(linked, force=True) == linked.resolve()  # as asked for, in their place
+    assert {(linked / name).read_bytes() for name in info_names()} == {b'new v1.0-trainval'}
+
+
+# ------------------------------------------------------------------------------------------------- links and file names
+
+
+@pytest.mark.parametrize('hard_links', [True, False])
+def test_where_there_are_no_symbolic_links(
+    linked: Path, monkeypatch: pytest.MonkeyPatch, told: List[str], hard_links: bool
+) -> None:
+    """As on Windows without a developer's rights: the converter sees the same files, and nothing stays behind."""
+    before = dict(contents(linked))
+    seen: Dict[str, Path] = {}
+
+    def look(version: str, cameras: List[str]) -> None:
+        here = dict(contents(Path('data/nuscenes')))
+        assert {name: path.read_bytes() for name, path in here.items()} == {
+            name: path.read_bytes() for name, path in before.items()
+        }
+        assert not any(path.is_symlink() for path in here.values())
+        assert all(path.samefile(before[name]) == hard_links for name, path in here.items())
+        seen.update(here)
+        fake(version, cameras)
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise OSError(1314, 'A required privilege is not held by the client')
+
+    monkeypatch.setattr(infos, '_convert', look)
+    monkeypatch.setattr(Path, 'symlink_to', refuse)
+    if not hard_links:
+        monkeypatch.setattr(infos.os, 'link', refuse)
+    make_infos(linked)
+    assert 'no symbolic links here (' in told[0]
+    assert 'hard links' in told[0]
+    assert 'copies' in told[0]
+    assert len(seen) > 20
+    assert {path.name for path in linked.iterdir()} == {name.split('/')[0] for name in before} | set(info_names())
+    assert dict(contents(linked)).keys() - set(info_names()) == before.keys()
+
+
+def contents(folder: Path) -> Iterator[Tuple[str, Path]]:
+    """(name from the folder on, path) of every file; pathlib's own search does not enter links to folders."""
+    for place, _, names in os.walk(folder, followlinks=True):
+        for name in names:
+            yield (Path(place) / name).relative_to(folder).as_posix(), Path(place) / name
+
+
+def own_tables(world: Path, root: Path, move: Callable[[str, int, str], str]) -> Path:
+    """A world by links whose files lie where ``move`` says, by sensor, number of the scene and number of the file."""
+    tables = {path.stem: path for path in (world / 'v1.0-trainval').iterdir()}
+    rows = {
+        name: json.loads(tables[name].read_text()) for name in ('sensor', 'calibrated_sensor', 'sample', 'sample_data')
+    }
+    channels = {row['token']: row['channel'] for row in rows['sensor']}
+    channels = {row['token']: channels[row['sensor_token']] for row in rows['calibrated_sensor']}
+    scenes = {row['token']: row['scene_token'] for row in rows['sample']}
+    order = list(dict.fromkeys(scenes.values()))
+    counts: Counter = Counter()
+    for row in rows['sample_data']:
+        scene, channel = order.index(scenes[row['sample_token']]), channels[row['calibrated_sensor_token']]
+        name = move(channel, scene, f'{counts[scene, channel]:05d}{Path(row["filename"]).suffix}')
+        counts[scene, channel] += 1
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).symlink_to(world / row['filename'])
+        row['filename'] = name
+    (root / 'v1.0-trainval').mkdir(parents=True)
+    (root / 'maps').symlink_to(world / 'maps')
+    for name, path in tables.items():
+        if name != 'lidarseg':
+            text = json.dumps(rows['sample_data']) if name == 'sample_data' else path.read_text()
+            (root / 'v1.0-trainval' / path.name).write_text(text)
+    return root
+
+
+MOVES = {
+    'a folder per scene': (lambda sensor, scene, name: f'scene-{scene}/data/{sensor}/{name}', lambda sensor: ''),
+    'a folder per sensor': (lambda sensor, scene, name: f'samples/{sensor}/{scene}/{name}', 'samples/{}'.format),
+    'one folder': (lambda sensor, scene, name: f'all/{sensor}_{scene}_{name}', lambda sensor: 'all'),
+}
+
+
+@pytest.mark.parametrize('layout', MOVES)
+@pytest.mark.parametrize('world', ['small_world', 'five_world'])
+def test_files_of_different_scenes_are_told_apart(
+    request: pytest.FixtureRequest, world: str, layout: str, tmp_path: Path, told: List[str]
+) -> None:
+    """What an info file names, below the ``data_prefix`` that is told, is the file that the tables name."""
+    source = request.getfixturevalue(world)
+    move, prefix = MOVES[layout]
+    root = own_tables(source, tmp_path / 'moved', move)
+    files = infos._keyframe_files(root / 'v1.0-trainval')
+    said = ' '.join(told)
+    checked = set()
+    for name in info_names():
+        file = mmengine.load(str(source / name))
+        original = copy.deepcopy(file)
+        files.put_into(file)
+        for info, before in zip(file['data_list'], original['data_list']):
+            for sensor, image in info['images'].items():
+                found = root / prefix(sensor) / image['img_path']
+                assert found.samefile(source / 'samples' / sensor / before['images'][sensor]['img_path'])
+                checked.add(found)
+                assert f"'{sensor}': '{prefix(sensor)}'" in said or layout == 'a folder per sensor'
+            cloud = root / prefix('LIDAR_TOP') / info['lidar_points']['lidar_path']
+            assert cloud.samefile(source / 'samples/LIDAR_TOP' / before['lidar_points']['lidar_path'])
+            assert ('lidar_sweeps' in info) == (layout == 'one folder' and 'lidar_sweeps' in before)
+    assert len(checked) == sum(len(info['images']) for name in info_names() for info in read_list(source / name))
+    assert ('the info files have none' in said) == (layout != 'one folder')
+
+
+def read_list(path: Path) -> List[Any]:
+    return mmengine.load(str(path))['data_list']
+
+
+def test_nuscenes_own_names_stay(small_world: Path, told: List[str]) -> None:
+    files = infos._keyframe_files(small_world / 'v1.0-trainval')
+    for name in info_names():
+        file = mmengine.load(str(small_world / name))
+        before = repr(file)
+        files.put_into(file)
+        assert repr(file) == before
+    assert told == []
+
+
+def test_the_info_step_for_other_rigs_tells_scenes_apart(five_world: Path, tmp_path: Path) -> None:
+    root = own_tables(five_world, tmp_path / 'moved', MOVES['a folder per scene'][0])
+    done = run_quietly(['-m', 'geomim', 'infos', root, '--for', 'mmdet3d'])
+    assert "'CAM_FRONT': ''" in done.stdout + done.stderr
+    for name in info_names():
+        for info, before in zip(read_list(root / name), read_list(five_world / name)):
+            assert info['token'] == before['token']
+            for sensor, image in info['images'].items():
+                real = five_world / 'samples' / sensor / before['images'][sensor]['img_path']
+                assert (root / image['img_path']).samefile(real)
+
+
+@pytest.mark.parametrize('table', ['sample_data', 'sensor', 'ego_pose', 'scene'])
+def test_a_table_that_is_no_json_is_named(
+    linked: Path, small_world: Path, monkeypatch: pytest.MonkeyPatch, table: str
+) -> None:
+    tables = linked / 'v1.0-trainval'
+    tables.unlink()
+    tables.mkdir()
+    for path in (small_world / 'v1.0-trainval').iterdir():
+        (tables / path.name).symlink_to(path)
+    (tables / f'{table}.json').unlink()
+    (tables / f'{table}.json').write_text('[{"token": "ha')
+    if table != 'sensor':
+        for name in info_names():
+            (linked / name).symlink_to(small_world / name)
+    with pytest.raises(ValueError, match=rf'table .*{table}\.json is no JSON .*interrupted download'):
+        make_bevdet_infos(linked)

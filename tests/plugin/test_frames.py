@@ -211,6 +211,19 @@ def test_an_inverted_pose_is_told_once() -> None:
     assert messages[0][0].startswith('doubtful data: sample abc, camera CAM_0: its pose turns the image')
 
 
+def test_the_step_drops_points_that_are_not_finite_and_counts_them_where_it_is_told_to() -> None:
+    info, cloud = dict(sample_info(), token='abc'), torch.rand(6, 5)
+    cloud[1, 2], cloud[4, 4] = float('nan'), float('inf')
+    results = dict(curr=info, cam_names=CAMERAS, img_inputs=img_inputs(info, CAMERAS, torch.eye(3)))
+    step = Compose([dict(type='GeoMIMLidarFrame', drop_nonfinite=True)])
+    with pytest.warns(UserWarning, match='sample abc: points: 2 of 6 are not finite and dropped'):
+        checked = step(dict(results, points=LiDARPoints(cloud, points_dim=5)))
+    assert torch.equal(checked['points'].tensor, cloud[[0, 2, 3, 5]])
+    assert checked['dropped_points'] == 2
+    with pytest.raises(ValueError, match='sample abc: points: none of the 3 points is finite'):
+        step(dict(results, points=LiDARPoints(torch.full((3, 5), float('nan')), points_dim=5)))
+
+
 def test_the_key_camera_does_not_matter() -> None:
     """Whichever camera comes first, a camera's place in the LiDAR frame is its own."""
     info, bda, cloud = sample_info(), torch.eye(3), torch.zeros(1, 5)

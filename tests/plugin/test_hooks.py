@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import logging
+import os
 import random
 from pathlib import Path
 from typing import Any, Callable, Dict, List, Optional, Tuple
@@ -10,6 +12,7 @@ from typing import Any, Callable, Dict, List, Optional, Tuple
 import numpy as np
 import pytest
 import torch
+from mmcv.fileio.file_client import HardDiskBackend
 from mmcv.parallel import MMDataParallel
 from mmcv.runner import Hook, build_runner
 from torch import Tensor, nn
@@ -17,6 +20,7 @@ from torch import Tensor, nn
 import geomim.plugin
 from geomim import BEVGrid, GeoMIM, SwinEncoder
 from geomim.adapter.seeds import mask_generator
+from geomim.checkpoints.files import is_whole
 from geomim.checkpoints.loading import load_encoder
 from geomim.method.config import config_from_dict
 from geomim.teachers.base import TeacherRecord
@@ -249,3 +253,30 @@ def test_another_seed_draws_something_else(pretrainer: Any, tmp_path: Path) -> N
         run(model, tmp_path / name, [dict(type='GeoMIMSeedHook', **hook)], epochs=1)
         drawn.append([entry[2:] for entry in model.drawn])
     assert drawn[0] == drawn[1] != drawn[2]
+
+
+@pytest.mark.parametrize('kind', ['EpochBasedRunner', 'IterBasedRunner'])
+def test_a_run_that_ends_while_it_saves_leaves_whole_checkpoints(
+    pretrainer: Any, tmp_path: Path, monkeypatch: Any, kind: str
+) -> None:
+    put = HardDiskBackend.put
+    last = 'epoch_3.pth' if kind == 'EpochBasedRunner' else 'iter_3.pth'
+
+    def full(self: HardDiskBackend, data: bytes, path: Any) -> None:
+        part = len(data) // 2 if str(path).endswith(last) else len(data)
+        put(self, data[:part], path)
+        if part < len(data):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(HardDiskBackend, 'put', full)
+        with pytest.raises(OSError, match='No space'):
+            run(pretrainer(), tmp_path, [], epochs=3, kind=kind)
+    before = last.replace('3', '2')
+    assert sorted(path.name for path in tmp_path.rglob('*.pth')) == [before.replace('2', '1'), before, 'latest.pth']
+    assert os.readlink(str(tmp_path / 'latest.pth')) == before
+    assert all(is_whole(path) for path in tmp_path.glob('*.pth'))
+    if kind == 'EpochBasedRunner':  # the other resumes on a GPU only
+        run(pretrainer(), tmp_path, [], epochs=3, kind=kind, resume=tmp_path / 'latest.pth')
+        assert is_whole(tmp_path / last)
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith('.')] == []

@@ -14,6 +14,7 @@ import pytest
 NAMES = {
     'models': ['GeoMIMLidarTeacher', 'GeoMIMPretrainer', 'GeoMIMSwin'],
     'pipelines': ['GeoMIMLidarFrame'],
+    'datasets': ['GeoMIMCBGSDataset'],
     'hooks': ['GeoMIMEncoderExportHook', 'GeoMIMSeedHook', 'GeoMIMTeacherGuardHook'],
     'optimizers': ['GeoMIMLayerDecayOptimizerConstructor'],
 }
@@ -27,9 +28,9 @@ if cfg.get('plugin'):
     importlib.import_module('.'.join(os.path.dirname(cfg.plugin_dir).split('/')))
 from mmcv.runner.hooks import HOOKS
 from mmcv.runner.optimizer.builder import OPTIMIZER_BUILDERS
-from mmdet3d.datasets.builder import PIPELINES
+from mmdet3d.datasets.builder import DATASETS, PIPELINES
 from mmdet3d.models.builder import BACKBONES, DETECTORS, HEADS, LOSSES, NECKS
-places = dict(models=BACKBONES, pipelines=PIPELINES, hooks=HOOKS, optimizers=OPTIMIZER_BUILDERS)
+places = dict(models=BACKBONES, pipelines=PIPELINES, datasets=DATASETS, hooks=HOOKS, optimizers=OPTIMIZER_BUILDERS)
 found = {name: sorted(n for n in place.module_dict if n.startswith('GeoMIM')) for name, place in places.items()}
 found['own'] = 'OwnNeck' in NECKS.module_dict
 found['projects'] = getattr(sys.modules.get('projects'), '__file__', None)

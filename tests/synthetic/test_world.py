@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -18,6 +19,8 @@ from geomim.synthetic import keyframe, world
 from geomim.synthetic.keyframe import Recipe
 from geomim.synthetic.rig import read_rig
 from geomim.synthetic.world import MARKER, choose_scenes, make_recipe, write_world
+
+from ..helpers import runs_still, wait_until
 
 # Kills its process in the middle of one file: of the third keyframe's labels, or of a table.
 INTERRUPTED = """
@@ -207,6 +210,41 @@ def test_two_at_once_are_refused(recipe: Recipe, tmp_path: Path, monkeypatch: An
         pass
     with world.only_one(tmp_path / 'lock', tmp_path):  # free again
         pass
+
+
+# Two workers that say who they are and then take long; the main process waits for them.
+LONG = """
+import os, sys, time
+from pathlib import Path
+from geomim.synthetic import world
+
+def long(staging, recipe, index, frame):
+    Path(staging, f'worker-{os.getpid()}').touch()
+    time.sleep(60)
+
+world._do = long
+if __name__ == '__main__':
+    world.write_world(sys.argv[1], world.make_recipe(scenes='1+1', frames=2, image_size=(0, 0), rig=sys.argv[2]), 2)
+"""
+
+
+@pytest.mark.skipif(not Path('/proc/self/stat').exists(), reason='asks Linux what runs')
+@pytest.mark.parametrize('ending', [signal.SIGTERM, signal.SIGKILL])
+def test_workers_end_with_a_killed_main_process(ending: signal.Signals, rig: Path, tmp_path: Path) -> None:
+    def workers() -> List[int]:
+        return [int(path.name.rpartition('-')[2]) for path in (tmp_path / 'world.partial').glob('worker-*')]
+
+    (tmp_path / 'script.py').write_text(LONG)
+    command = [sys.executable, str(tmp_path / 'script.py'), str(tmp_path / 'world'), str(rig)]
+    with subprocess.Popen(command, start_new_session=True) as main:
+        try:
+            wait_until(lambda: len(workers()) == 2)
+            main.send_signal(ending)
+            main.wait()
+            wait_until(lambda: not any(map(runs_still, workers())), 10)
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(main.pid, signal.SIGKILL)
 
 
 def test_a_killed_process_leaves_no_lock(tmp_path: Path) -> None:

@@ -17,7 +17,6 @@ import shlex
 import subprocess
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Dict, List, Sequence
@@ -40,7 +39,9 @@ from runs import (
     run,
     say,
     schedule_options,
+    side_by_side,
     train,
+    write_text,
 )
 
 TEACHER = CONFIGS / 'teacher' / 'centerpoint_pillar_tiny_synthetic.py'
@@ -78,7 +79,7 @@ def check_owner(out: Path, root: Path) -> None:
     owner = out / 'data.txt'
     if owner.is_file() and owner.read_text(encoding='utf-8') != str(root):
         raise SystemExit(f'{out} belongs to DATA={owner.read_text(encoding="utf-8")}, not {root}: give another OUT')
-    owner.write_text(str(root), encoding='utf-8')
+    write_text(owner, str(root))
 
 
 def train_teacher(arguments: argparse.Namespace, data: Data) -> Path:
@@ -133,7 +134,7 @@ def finetune(arguments: argparse.Namespace, data: Data, student: Path) -> Dict[s
         log = folder.with_suffix('.log') if cores > 1 and name == report.SCRATCH else None
         return report.Run(folder, finetuning.finetune(data, starts[name], folder, iterations, seed, log=log))
 
-    with ThreadPoolExecutor(min(cores, 2)) as pool:
+    with side_by_side(min(cores, 2)) as pool:
         return dict(zip(starts, pool.map(run_from, starts)))
 
 

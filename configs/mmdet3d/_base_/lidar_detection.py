@@ -34,7 +34,7 @@ test_pipeline = [
     dict(type='Pack3DDetInputs', keys=['points']),
 ]
 dataset = dict(
-    type='NuScenesDataset',
+    type='PlainNuScenesDataset',
     data_root=_base_.data_root,
     data_prefix=data_prefix,
     metainfo=dict(classes=_base_.class_names, version=_base_.data_version),

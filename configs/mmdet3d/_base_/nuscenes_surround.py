@@ -3,7 +3,7 @@
 #   train_pipeline = [*_base_.load, _base_.sweeps, dict(_base_.image_aug, resize=(0.6, 0.9)), *_base_.finish_train]
 #   train_dataloader = dict(dataset=dict(dataset=dict(pipeline=train_pipeline)))
 _base_ = './nuscenes.py'
-dataset_type = 'NuScenesDataset'
+dataset_type = 'PlainNuScenesDataset'
 cameras = ['CAM_FRONT', 'CAM_FRONT_RIGHT', 'CAM_FRONT_LEFT', 'CAM_BACK', 'CAM_BACK_LEFT', 'CAM_BACK_RIGHT']
 data_prefix = dict(
     pts='samples/LIDAR_TOP',
@@ -62,7 +62,7 @@ train_dataloader = dict(
     persistent_workers=True,
     sampler=dict(type='DefaultSampler', shuffle=True),
     dataset=dict(
-        type='CBGSDataset',
+        type='GeoMIMCBGSDataset',
         dataset=dict(
             dataset,
             ann_file='nuscenes_infos_train.pkl',

@@ -21,14 +21,39 @@ def atomic_path(path: PathLike) -> Iterator[str]:
     os.close(handle)
     try:
         yield temporary
-        with open(temporary, 'rb+') as file:
-            os.fsync(file.fileno())
+        _flush(temporary)
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
     except BaseException:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary)
         raise
+
+
+def _flush(path: PathLike) -> None:
+    """Have a file's bytes on the disk before its name is."""
+    with open(path, 'rb+') as file:
+        os.fsync(file.fileno())
+
+
+@contextlib.contextmanager
+def files_beside(folder: PathLike) -> Iterator[Path]:
+    """A folder inside ``folder`` whose files take their places in ``folder`` when the block ends well, and vanish otherwise.
+
+    Links come last, after what they name. What a killed process has left there is removed first: a folder has one writer
+    at a time.
+    """
+    scratch = Path(folder) / '.unfinished'
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir(parents=True)
+    try:
+        yield scratch
+        for path in sorted(scratch.iterdir(), key=os.path.islink):
+            if not path.is_symlink():
+                _flush(path)
+            os.replace(path, Path(folder) / path.name)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def check_result_folder(path: Path, names: Sequence[str], force: bool) -> None:

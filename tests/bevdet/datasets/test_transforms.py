@@ -37,6 +37,8 @@ from geomim.bevdet.datasets.data_config import BDAConfig, BEVDraw, DataConfig
 from geomim.bevdet.detectors import BEVDet
 from geomim.method.depth import depth_labels, project_points
 
+from ..conftest import DATA_CONFIG
+
 Build = Callable[..., Any]
 STEREO = dict(multi_adj_frame_id_cfg=(1, 2, 1), stereo=True)
 
@@ -501,3 +503,46 @@ def test_boxes_that_teach_nothing_are_told_once(sample: Dict[str, Any], column: 
 def test_settings_that_cannot_be(make: Callable[[], Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.parametrize('place', ['LoadAnnotations3D', 'BoxesToKeyEgo', 'BEVDetBEVAug'])
+@pytest.mark.parametrize('cams', [['CAM_FRONT'], ['CAM_FRONT_LEFT', 'CAM_FRONT', 'CAM_FRONT_RIGHT']])
+def test_boxes_that_no_camera_sees_are_no_targets(
+    sample: Dict[str, Any], bevdet_pipeline: Build, cams: List[str], place: str
+) -> None:
+    """Where the pixels of the packed images say so, wherever the step stands."""
+    steps = bevdet_pipeline(frames=3, depth=False, data_config=dict(DATA_CONFIG, cams=cams, Ncams=len(cams)))
+    order = [step['type'] for step in steps]
+    filtered = [*steps[: order.index(place) + 1], dict(type='ObjectInViewFilter'), *steps[order.index(place) + 1 :]]
+    shares = []
+    for seed in range(3):
+        everything, found = run(steps, sample, seed), run(filtered, sample, seed)
+        boxes, labels = (everything['data_samples'].gt_instances_3d[key] for key in ('bboxes_3d', 'labels_3d'))
+        grid = torch.stack(torch.meshgrid(*[torch.linspace(0, 1, 15)] * 3, indexing='ij'), dim=-1).reshape(-1, 3)
+        corners = boxes.corners
+        points = corners[:, :1] + torch.einsum('pk,mkc->mpc', grid, corners[:, [4, 3, 1]] - corners[:, :1])
+        uv, depth = pixels(everything, points.flatten(0, 1))
+        inside = (depth[0] > 0) & (uv[0] >= 0).all(-1) & (uv[0, ..., 0] < 224) & (uv[0, ..., 1] < 128)
+        expected = inside.any(0).view(len(boxes), -1).any(1)
+        left = found['data_samples'].gt_instances_3d
+        torch.testing.assert_close(left.bboxes_3d.tensor, boxes.tensor[expected])
+        assert torch.equal(left.labels_3d, labels[expected])
+        shares.append(len(left.bboxes_3d) / len(boxes))
+    assert 0 < min(shares) <= max(shares) < 0.9
+
+
+def test_the_filter_takes_pretrainings_pipeline_too(sample: Dict[str, Any]) -> None:
+    steps = [
+        dict(type='LoadCameraRig', cameras=['CAM_FRONT']),
+        dict(type='LoadSurroundImages'),
+        dict(type='LoadAnnotations3D', with_bbox_3d=True, with_label_3d=True),
+        dict(type='SurroundImageAug', final_size=(64, 96), resize=(0.25, 0.3)),
+        dict(type='ObjectInViewFilter'),
+        dict(type='BEVFlip', flip_x=1.0, flip_y=1.0),
+        dict(type='ObjectInViewFilter'),
+    ]
+    unmoved, moved = run(steps[:5], sample), run(steps, sample)
+    assert 0 < len(unmoved['gt_bboxes_3d']) < len(sample['ann_info']['gt_bboxes_3d'])
+    np.testing.assert_array_equal(moved['gt_labels_3d'], unmoved['gt_labels_3d'])
+    with pytest.raises(ValueError, match='needs LoadCameraRig'):
+        run(steps[2:3] + steps[4:5], dict(sample, cam2img=np.eye(3)))

@@ -23,13 +23,14 @@ from mmengine.config import Config
 from mmengine.structures import InstanceData
 
 from geomim.__main__ import main
+from geomim.bevdet.boxes.metric import EgoNuScenesMetric
 from geomim.bevdet.boxes.transform import transform_boxes
 from geomim.bevdet.detectors import BEVDet
 from geomim.bevdet.inference import detect as detect_module
 from geomim.bevdet.inference.drawing import FOUND, TRUE, DrawnBoxes, draw_bev, draw_cameras, draw_in_image
 from geomim.bevdet.inference.frame_pictures import draw_frame
 
-from ...helpers import oriented_image
+from ...helpers import oriented_image, run_quietly
 
 CONFIG = 'configs/mmdet3d/finetune/bevdepth4d_tiny_synthetic.py'
 ONE_PROCESS = ['--cfg-options', 'test_dataloader.num_workers=0']
@@ -142,6 +143,38 @@ def test_boxes_are_where_the_tables_have_them(
         assert entries
         for entry in entries:
             assert np.linalg.norm(annotated - entry['translation'], axis=1).min() < 0.02
+
+
+@pytest.mark.parametrize('home_made', [False, True])
+def test_cameras_alone_are_enough(
+    detect: Callable[..., int], make_dataset: Callable[..., Any], lidarless_world: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, home_made: bool,
+) -> None:  # fmt: skip
+    """Results and pictures of a rig without a LiDAR, by the command's info files and by those that know no such key."""
+    ann_file = lidarless_world / 'bevdet_infos_val.pkl'
+    if home_made:
+        file = mmengine.load(ann_file)
+        for info in file['data_list']:
+            del info['lidar_points']
+        ann_file = tmp_path / 'home_made.pkl'
+        mmengine.dump(file, ann_file)
+    find_the_truth(monkeypatch, make_dataset('val', data_root=f'{lidarless_world}/', ann_file=str(ann_file)))
+    assert detect(tmp_path / 'out', '--ann-file', str(ann_file), data=lidarless_world) == 0
+    found = json.loads((tmp_path / 'out' / 'results_nusc.json').read_text())['results']
+    rows = json.loads((lidarless_world / 'v1.0-trainval' / 'sample_annotation.json').read_text())
+    assert set(found) == set(tokens(lidarless_world, 'val'))
+    for token, entries in found.items():
+        annotated = np.array([row['translation'] for row in rows if row['sample_token'] == token])
+        assert len(entries) > 10
+        for entry in entries:
+            assert np.linalg.norm(annotated - entry['translation'], axis=1).min() < 0.02
+    pictures = list((tmp_path / 'out' / 'pictures').iterdir())
+    assert len(pictures) == len(found)
+    assert all(near_any(cv2.imread(str(path))[:400, :1600, ::-1], FOUND) for path in pictures)
+
+
+def near_any(picture: np.ndarray, colour: Any) -> bool:
+    return bool((np.abs(picture.astype(int) - np.array(colour)).max(axis=-1) < 60).any())
 
 
 def near(picture: np.ndarray, place: np.ndarray, colour: Any, reach: int = 4) -> bool:
@@ -392,3 +425,73 @@ def test_a_mosaic_of_different_cameras() -> None:
     assert (mosaic[60, 50], mosaic[60, 150]) == (pytest.approx(100), pytest.approx(0))
     with pytest.raises(ValueError, match='4 images need as many projections'):
         draw_cameras(images, [], np.eye(4)[None])
+
+
+def check_submission(path: Path, world: Path) -> None:
+    """What nuScenes' server asks for: every sample of the tables, at most 500 boxes of each, what was used."""
+    from nuscenes.eval.common.loaders import load_prediction
+    from nuscenes.eval.detection.data_classes import DetectionBox
+
+    found, meta = load_prediction(str(path), 500, DetectionBox)
+    samples = json.loads((world / 'v1.0-test' / 'sample.json').read_text())
+    assert set(found.sample_tokens) == {row['token'] for row in samples}
+    assert len(samples) == 6
+    assert len(found.all) > 10
+    others = ('use_lidar', 'use_radar', 'use_map', 'use_external')
+    assert meta == {'use_camera': True, **dict.fromkeys(others, False)}
+
+
+@pytest.mark.parametrize('options', [[], ['--split', 'test']])
+def test_the_test_split_is_detected_for_a_submission(
+    detect: Callable[..., int], unannotated_world: Path, tmp_path: Path, options: List[str]
+) -> None:
+    assert detect(tmp_path / 'out', *options, data=unannotated_world) == 0
+    check_submission(tmp_path / 'out' / 'results_nusc.json', unannotated_world)
+    assert len(list((tmp_path / 'out' / 'pictures').iterdir())) == 6
+
+
+def test_the_test_split_is_missing(
+    detect: Callable[..., int], bevdet_world: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    assert detect(tmp_path / 'out', '--split', 'test') == 2
+    message = f'python -m geomim infos {bevdet_world} --version v1.0-test makes it'
+    assert message in capsys.readouterr().err
+
+
+def test_mmdet3ds_script_writes_a_submission(
+    config: Path, checkpoint: Path, unannotated_world: Path, tmp_path: Path
+) -> None:
+    """As the page on finetuning says; without `format_only` the run ends at once and says why."""
+    from geomim.nuscenes.infos import mmdet3d_tools
+
+    root, file = f'{unannotated_world}/', f'{unannotated_world}/bevdet_infos_test.pkl'
+    command = [mmdet3d_tools() / 'test.py', config, checkpoint, '--work-dir', tmp_path / 'work', '--cfg-options']
+    command += ['test_dataloader.num_workers=0', 'test_dataloader.persistent_workers=False']
+    command += [f'test_dataloader.dataset.{key}' for key in (f'data_root={root}', 'metainfo.version=v1.0-test')]
+    command += ['test_dataloader.dataset.ann_file=bevdet_infos_test.pkl']
+    command += [f'test_evaluator.data_root={root}', f'test_evaluator.ann_file={file}']
+    run_quietly([*command, 'test_evaluator.format_only=True', f'test_evaluator.jsonfile_prefix={tmp_path / "out"}'])
+    check_submission(tmp_path / 'out' / 'pred_instances_3d' / 'results_nusc.json', unannotated_world)
+
+
+def test_scores_of_the_test_split_are_refused_at_the_first_sample(bevdet_world: Path) -> None:
+    file = str(bevdet_world / 'bevdet_infos_val.pkl')
+    metric = EgoNuScenesMetric(data_root=f'{bevdet_world}/', ann_file=file)
+    metric.dataset_meta = dict(classes=['car'], version='v1.0-test')
+    with pytest.raises(
+        ValueError, match='v1.0-test has no annotations to score against; test_evaluator.format_only=True'
+    ):
+        metric.process({}, [{}])
+
+
+def test_code_in_the_metrics_info_file_does_not_run(bevdet_world: Path, tmp_path: Path) -> None:
+    class Opens:
+        def __reduce__(self) -> Any:
+            return open, (str(tmp_path / 'ran'), 'w')
+
+    mmengine.dump({'metainfo': {}, 'data_list': [Opens()]}, str(tmp_path / 'a.pkl'))
+    metric = EgoNuScenesMetric(data_root=f'{bevdet_world}/', ann_file=str(tmp_path / 'a.pkl'))
+    metric.dataset_meta = dict(classes=['car'], version='v1.0-trainval')
+    with pytest.raises(ValueError, match=r'a\.pkl cannot be read .*it refers to'):
+        metric.compute_metrics([])
+    assert not (tmp_path / 'ran').exists()

@@ -395,3 +395,33 @@ def test_each_map_is_read_once(
         data[index]
     assert sorted(opened) == sorted(set(opened))
     assert len(opened) == 2
+
+
+@pytest.mark.parametrize(
+    'content', ['<html>Not found</html>', '{"version": "1.3", "polygon": [', '[]', '{"version": "1.3"}']
+)
+def test_a_file_that_is_no_map_is_named(tmp_path: Path, content: str) -> None:
+    write_map(tmp_path, {})
+    (tmp_path / 'maps' / 'expansion' / f'{PLACE}.json').write_text(content)
+    with pytest.raises(ValueError, match=rf'{PLACE}\.json is no map \(\w+: .*map expansion 1\.3'):
+        open_map(tmp_path, PLACE)
+
+
+def test_a_table_that_is_no_json_is_named(tmp_path: Path) -> None:
+    (tmp_path / 'v1.0-mini').mkdir()
+    for name in ('scene', 'log', 'sample'):
+        (tmp_path / 'v1.0-mini' / f'{name}.json').write_text('[')
+    with pytest.raises(ValueError, match=r'table .*\.json is no JSON'):
+        map_labels.scene_locations(tmp_path)
+
+
+def test_scenes_of_all_versions_in_a_folder_have_their_map(tmp_path: Path) -> None:
+    """nuScenes' own test split lies beside the others."""
+    for version in ('v1.0-trainval', 'v1.0-test'):
+        (tmp_path / version).mkdir()
+        rows = {'scene': {'token': version, 'log_token': 'a'}, 'log': {'token': 'a', 'location': f'town of {version}'}}
+        for name in ('scene', 'log', 'sample'):
+            (tmp_path / version / f'{name}.json').write_text(json.dumps([rows.get(name, {})]))
+    assert map_labels.scene_locations(tmp_path) == {
+        version: f'town of {version}' for version in ('v1.0-trainval', 'v1.0-test')
+    }

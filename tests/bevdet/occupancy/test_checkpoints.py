@@ -84,7 +84,7 @@ def test_a_published_checkpoint_is_converted_by_the_command(
     ours, back = tmp_path / 'ours.pth', tmp_path / 'back.pth'
     assert main(['convert', str(published), str(ours), '--from', 'bevdet', '--to', 'mmdet3d']) == 0
     assert 'whole detector: BEVStereo4DOCC on a Swin of GeoMIM' in capsys.readouterr().out
-    assert load_detector(other, ours) == 'BEVStereo4DOCC on a Swin of GeoMIM'
+    assert load_detector(other, ours) == 'BEVStereo4DOCC on a Swin of GeoMIM, from entry state_dict'
     for name, value in other.state_dict().items():
         assert torch.equal(value, model.state_dict()[name]), name
     assert main(['convert', str(ours), str(back), '--to', 'bevdet']) == 0

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, Dict, List, Mapping, Optional, TypeVar
+from typing import Any, Callable, Dict, List, Mapping, Optional, TypeVar
 
 import torch
 from torch import Tensor
 
 from ..checkpoints.loading import LoadReport, load_encoder
+from ..checkpoints.reading import Checkpoint, open_checkpoint
 from ..method.swin import SwinConfig, SwinEncoder
 
 Self = TypeVar('Self', bound='SwinBackbone')
@@ -43,7 +44,8 @@ class SwinBackbone(SwinEncoder):
         with_cp: recompute blocks in the backward (less memory, more time).
         return_stereo_feat: put the stride-4 map before any norm in front of the outputs, as BEVStereo wants it.
         frozen_stages: -1 trains all; 0 freezes the patch embedding, i the first i stages too.
-        init_cfg: ``dict(type='Pretrained', checkpoint=FILE)``; FILE may hold a MixMAE, pretraining or exported encoder checkpoint.
+        init_cfg: ``dict(type='Pretrained', checkpoint=FILE)``; FILE, a path or an address that the
+            host knows, may hold a MixMAE, pretraining or exported encoder checkpoint.
 
     Raises:
         ValueError: sizes that do not fit each other.
@@ -65,8 +67,11 @@ class SwinBackbone(SwinEncoder):
         self.init_cfg = init_cfg
         self._freeze()
 
-    def load_pretrained(self) -> Optional[LoadReport]:
+    def load_pretrained(self, read: Callable[[str], Checkpoint] = open_checkpoint) -> Optional[LoadReport]:
         """Load ``init_cfg['checkpoint']``; what was taken, or None without an ``init_cfg``.
+
+        Args:
+            read: the host's reader, which knows addresses too.
 
         Raises:
             ValueError: another ``init_cfg``, or a file that :func:`geomim.checkpoints.loading.load_encoder` refuses.
@@ -77,7 +82,7 @@ class SwinBackbone(SwinEncoder):
             raise ValueError(
                 f"GeoMIMSwin: init_cfg must be dict(type='Pretrained', checkpoint=FILE), got {self.init_cfg}"
             )
-        return load_encoder(self, self.init_cfg['checkpoint'])
+        return load_encoder(self, read(self.init_cfg['checkpoint']))
 
     def train(self: Self, mode: bool = True) -> Self:
         super().train(mode)

@@ -8,6 +8,7 @@ from typing import Any, Callable, Dict, Mapping, Optional
 from torch import nn
 
 from ..checkpoints.loading import LoadReport, load_backbone
+from ..checkpoints.reading import Checkpoint
 from ..method.config import config_from_dict
 from ..method.masked_encoder import BackboneSpec
 from ..method.pretrainer import GeoMIM, GeoMIMConfig
@@ -43,12 +44,12 @@ def student_config(
     return config_from_dict({**student, 'encoder': spec}, with_weights)
 
 
-def start_backbone(student: GeoMIM, read: Callable[[str], Any]) -> Optional[LoadReport]:
+def start_backbone(student: GeoMIM, read: Callable[[str], Checkpoint]) -> Optional[LoadReport]:
     """Give a backbone of another codebase the weights that its config names, as its host would.
 
     Args:
         student: whose encoder is meant; nothing happens to a Swin.
-        read: the host's reader of checkpoints, which knows its kinds of addresses.
+        read: the host's reader, which knows addresses too.
 
     Returns:
         What was taken, or None where the class itself drew its weights.
@@ -59,8 +60,9 @@ def start_backbone(student: GeoMIM, read: Callable[[str], Any]) -> Optional[Load
         return None
     init_cfg = getattr(backbone, 'init_cfg', None)
     if isinstance(init_cfg, dict) and init_cfg.get('type') == 'Pretrained':
-        source = init_cfg['checkpoint']
-        return load_backbone(backbone, read(source), encoder.name, source=str(source))
-    own = getattr(backbone, 'init_weights', None)
-    report = own() if own is not None else None
-    return report if isinstance(report, LoadReport) else None
+        return load_backbone(backbone, read(init_cfg['checkpoint']), encoder.name)
+    if isinstance(backbone, TimmBackbone):
+        return backbone.start(read)
+    if hasattr(backbone, 'init_weights'):
+        backbone.init_weights()  # type: ignore[operator]
+    return None

@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Callable, Iterable, Mapping, Optional, Sequence, Union
 
+from ..atomic import PathLike, files_beside
 from ..checkpoints.loading import check_encoder_layouts, write_encoders
 from ..method.pretrainer import GeoMIM
 from ..teachers.guard import TeacherGuard
@@ -72,3 +73,18 @@ class ExportsEncoder:
         """Write one file per layout."""
         for layout, path in write_encoders(student, Path(work_dir) / self.filename, self.layouts).items():
             log(f'encoder for finetuning ({layout} layout): {path}')
+
+
+class SavesWhole:
+    """A runner whose checkpoints appear in their folder as a whole or not at all; all else is the runner's own."""
+
+    def __init__(self, runner: Any) -> None:
+        self._runner = runner
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._runner, name)
+
+    def save_checkpoint(self, out_dir: PathLike, *args: Any, **options: Any) -> None:
+        """The runner's own, by way of a folder inside ``out_dir``."""
+        with files_beside(out_dir) as scratch:
+            self._runner.save_checkpoint(str(scratch), *args, **options)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from difflib import get_close_matches
-from typing import Any, Dict, List, Optional, Sequence, Tuple, Union
+from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple, Union
 
 from torch import Tensor, nn
 
 from ..checkpoints.loading import LoadReport, load_backbone
+from ..checkpoints.reading import Checkpoint, open_checkpoint
 from ..method.masked_encoder import plain_vit
 
 _HEADS = ('head', 'fc', 'classifier', 'conv_head', 'bn2', 'fc_norm', 'attn_pool', 'final_conv')
@@ -18,7 +19,7 @@ class TimmBackbone(nn.Module):
 
     Args:
         name: of the network, with or without its weights' tag (``convnext_small.in12k_ft_in1k``).
-        pretrained: a local file of timm's weights, or True to let timm fetch them.
+        pretrained: a file of timm's weights, by its path or an address of the host's, or True to let timm fetch them.
         strides: of the maps, finest first; a plain vision transformer has 16 alone.
         with_cp: recompute blocks in the backward (less memory, more time).
         init_cfg: ``dict(type='Pretrained', checkpoint=FILE)``, as the hosts' backbones take it; goes before ``pretrained``.
@@ -64,11 +65,15 @@ class TimmBackbone(nn.Module):
             raise ValueError(f'timm {self.name}: no map of stride {missing[0]}; it has maps of strides {sorted(found)}')
         return tuple(found[stride] for stride in strides)
 
-    def init_weights(self) -> Optional[LoadReport]:
-        """Load the file; what was taken, or None where there is none to load."""
+    def start(self, read: Callable[[str], Checkpoint] = open_checkpoint) -> Optional[LoadReport]:
+        """Load the file; what was taken, or None where there is none to load.
+
+        Args:
+            read: the host's reader, which knows addresses too.
+        """
         if not isinstance(self.weights, str):
             return None
-        return load_backbone(self, self.weights, f'timm {self.name}', optional=_HEADS)
+        return load_backbone(self, read(self.weights), f'timm {self.name}', optional=_HEADS)
 
     def forward(self, images: Tensor) -> List[Tensor]:
         """(B, 3, H, W) -> maps (B, C, h, w) of the strides; a vision transformer's behind its last norm."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, List, Mapping
+from typing import Any, Dict, List, Mapping
 
 import numpy as np
 import torch
@@ -47,6 +47,12 @@ def stored_pose(holder: Mapping[str, Any], key: str, where: str, warn: WarnOnce)
         raise ValueError(f'{where}: {key} has shape {matrix.shape}, expected (4, 4)')
     check_poses(torch.from_numpy(matrix[None]), [f'{where}: {key}'], warn)
     return matrix
+
+
+def lidar_frame(info: Mapping[str, Any]) -> Dict[str, Any]:
+    """``lidar_points`` of a sample of an info file; of a rig without a LiDAR, whose boxes are in the ego frame, the identity
+    as its ``lidar2ego``."""
+    return info.get('lidar_points') or {'lidar2ego': np.eye(4).tolist()}
 
 
 def frame_poses(frames: List[Mapping[str, Any]]) -> np.ndarray:

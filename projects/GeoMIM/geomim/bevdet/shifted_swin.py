@@ -7,11 +7,11 @@ from typing import Any, Dict, Sequence
 from mmdet.models.backbones.swin import SwinTransformer, WindowMSA, swin_converter
 from mmengine.logging import print_log
 from mmengine.registry import MODELS
-from mmengine.runner import CheckpointLoader
 
-from ..checkpoints.files import some, tensors_of
+from ..checkpoints.files import some, weights_of
 from ..checkpoints.layouts import strip_prefix
 from ..checkpoints.position_bias import fit_tables
+from ..mmengine.compat import open_source
 
 
 @MODELS.register_module()
@@ -55,7 +55,8 @@ class ShiftedSwin(SwinTransformer):
             super().init_weights()
             return
         path = self.init_cfg['checkpoint']
-        state: Dict[str, Any] = tensors_of(CheckpointLoader.load_checkpoint(path, map_location='cpu'), path)
+        weights, origin = weights_of(open_source(path))
+        state: Dict[str, Any] = weights
         if self.convert_weights:
             state = dict(swin_converter(state))
         state, _ = fit_tables(strip_prefix(state, 'backbone.'), self.state_dict())
@@ -64,4 +65,7 @@ class ShiftedSwin(SwinTransformer):
         absent = tuple(name for name in missing if not name.endswith('index') and not name.startswith('norm'))
         if absent:
             raise ValueError(f'{path} lacks {len(absent)} tensors that ShiftedSwin needs: {some(absent)}')
-        print_log(f'ShiftedSwin: {path} taken, but for {some(tuple(unused)) or "nothing"}', logger='current')
+        print_log(
+            f'ShiftedSwin: {path} ({origin.describe()}) taken, but for {some(tuple(unused)) or "nothing"}',
+            logger='current',
+        )

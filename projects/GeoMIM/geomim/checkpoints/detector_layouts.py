@@ -36,8 +36,6 @@ BACKBONE_MARKS: Tuple[Tuple[str, str], ...] = (
     ('ResNet', 'img_backbone.layer1.'),
     ('unknown backbone', 'img_backbone.'),
 )
-# What a checkpoint has beside weights when they are averages of those that were trained.
-AVERAGE_MARKS = ('ema_state_dict', 'updates')
 
 
 def is_detector(names: Iterable[str]) -> bool:

@@ -8,7 +8,8 @@ from typing import Dict, List
 from torch import Tensor, nn
 
 from .detector_layouts import convert_detector, describe_detector, is_detector
-from .files import check_finite, other_shapes, read_checkpoint, some, tensors_of
+from .files import check_finite, other_shapes, some, weights_of
+from .reading import open_checkpoint
 
 _COUNTERS = 'num_batches_tracked'  # older checkpoints lack them; predictions do not use them
 
@@ -16,21 +17,21 @@ _COUNTERS = 'num_batches_tracked'  # older checkpoints lack them; predictions do
 def load_detector(model: nn.Module, path: Path) -> str:
     """Give a detector the weights of a checkpoint of ``geomim.bevdet`` or of BEVDet and its GeoMIM fork.
 
-    Code in the file is refused, not executed. A run's averaged weights are what its checkpoints hold as ``state_dict``.
+    Nothing in the file is executed. Averaged weights are preferred, see :func:`geomim.checkpoints.files.weights_of`.
 
     Args:
         model: a detector; not changed if the weights do not fit.
         path: of the checkpoint.
 
     Returns:
-        What the checkpoint holds, in words.
+        What the checkpoint holds and where its weights were found, in words.
 
     Raises:
         FileNotFoundError: no such file.
         ValueError: no checkpoint, no whole detector, values that are not finite, or the weights of another architecture,
             with the names that are missing, unexpected, or of another shape.
     """
-    state = tensors_of(read_checkpoint(path), str(path))
+    state, origin = weights_of(open_checkpoint(path))
     if not is_detector(state):
         raise ValueError(
             f'{path} holds no whole detector, which has img_backbone.* and img_view_transformer.*; its names start with '
@@ -46,7 +47,7 @@ def load_detector(model: nn.Module, path: Path) -> str:
         )
     check_finite(state, path)
     model.load_state_dict(state, strict=False)
-    return description
+    return f'{description}, from {origin.describe()}'
 
 
 def differences(own: Dict[str, Tensor], given: Dict[str, Tensor]) -> List[str]:

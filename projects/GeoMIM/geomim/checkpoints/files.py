@@ -1,170 +1,171 @@
-"""Reading checkpoints without executing their code, writing them whole or not at all."""
+"""The weights in a checkpoint, wherever they lie in it; writing files whole or not at all; reports."""
 
 from __future__ import annotations
 
-import pickle
+import functools
+import re
 import zipfile
-from collections import OrderedDict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, Callable, Dict, Mapping, Tuple
+from typing import Any, Callable, Dict, Mapping, Optional, Sequence, Tuple
 
 import torch
 from torch import Tensor
 
 from ..atomic import PathLike, atomic_path
+from .reading import Checkpoint, keep_from_executing, read_checkpoint, reading_safely
+
+# Entries that hold the weights as they were trained, the most usual first.
+_TRAINED = ('state_dict', 'model', 'module', 'model_state_dict')
+_AVERAGED = frozenset(('ema', 'swa', 'averaged', 'average'))
+_COUNTERS = ('steps', 'n_averaged')  # of a module that averages, beside the weights under `module.`
+_DEEPEST = 8  # dictionaries inside each other; a file may hold itself
+_WRAPPERS = ('_orig_mod', '_fsdp_wrapped_module', '_checkpoint_wrapped_module')  # no module of a model is called so
 
 
-class Inert:
-    """Stands in for a class that a training run stored beside its weights; holds nothing and does nothing."""
+@dataclass(frozen=True)
+class Origin:
+    """Where in a file the weights were found.
 
-    def __init__(self, *_: Any, **__: Any) -> None:
-        pass
-
-    def __setstate__(self, _: Any) -> None:
-        pass
-
-    def __setitem__(self, _: Any, __: Any) -> None:
-        pass
-
-
-def _inert(*_: Any, **__: Any) -> Inert:
-    return Inert()
-
-
-# What mmengine's and mmcv's runners store beside weights. Their values are dropped, none of their code runs.
-_BOOKKEEPING: Dict[str, Callable[..., Any]] = {
-    'mmengine.logging.history_buffer.HistoryBuffer': Inert,
-    'mmengine.config.config.ConfigDict': Inert,
-    'mmengine.config.config.Config': Inert,
-    'builtins.getattr': _inert,
-    'numpy.core.multiarray.scalar': _inert,
-    'numpy._core.multiarray.scalar': _inert,
-    'numpy.core.multiarray._reconstruct': _inert,
-    'numpy._core.multiarray._reconstruct': _inert,
-    'numpy.ndarray': Inert,
-    'numpy.dtype': Inert,
-    '_codecs.encode': _inert,
-}
-
-
-class _RestrictedUnpickler(pickle.Unpickler):
-    """For torch < 2.5, where the weights-only reader knows no stand-ins: tensors, plain containers and inert bookkeeping."""
-
-    further: Dict[str, Any] = {}
-
-    def find_class(self, module: str, name: str) -> Any:
-        allowed: Dict[str, Any] = {
-            'collections.OrderedDict': OrderedDict,
-            'torch._utils._rebuild_tensor_v2': torch._utils._rebuild_tensor_v2,
-            'torch._utils._rebuild_parameter': torch._utils._rebuild_parameter,
-            'torch.Size': torch.Size,
-            'torch.device': torch.device,
-            'builtins.set': set,
-            **self.further,
-        }
-        room = 'builtins' if module == '__builtin__' else module  # pickle's older protocols use the older name
-        full = f'{room}.{name}'
-        if full in allowed:
-            return allowed[full]
-        if (
-            module == 'torch'
-            and isinstance(getattr(torch, name, None), (torch.dtype, type))
-            and name.endswith('Storage')
-        ):
-            return getattr(torch, name)
-        if full in _BOOKKEEPING:
-            return _BOOKKEEPING[full]
-        raise pickle.UnpicklingError(f'it refers to {full}, which is no tensor or plain container')
-
-
-def restricted_reader(further: Dict[str, Any]) -> SimpleNamespace:
-    """A ``pickle_module`` for ``torch.load`` that finds tensors, plain containers, inert bookkeeping and the names in ``further``."""
-
-    class Reader(_RestrictedUnpickler):
-        pass
-
-    Reader.further = further
-
-    def load(file: Any, **options: Any) -> Any:
-        # torch reads the head of a file in its old format with this function, before it knows whether it is a checkpoint at all.
-        return Reader(file, **options).load()
-
-    return SimpleNamespace(Unpickler=Reader, load=load, __name__='restricted_pickle')
-
-
-def _torch_load(path: PathLike) -> Any:
-    if hasattr(torch.serialization, 'get_unsafe_globals_in_checkpoint'):
-        stand_ins = [(stand_in, name) for name, stand_in in _BOOKKEEPING.items()]
-        with torch.serialization.safe_globals(stand_ins):  # type: ignore[arg-type]
-            return torch.load(path, map_location='cpu', weights_only=True)
-    return torch.load(path, map_location='cpu', pickle_module=restricted_reader({}))
-
-
-def _reason(error: Exception) -> str:
-    """The telling part of an error of torch, without its advice to load the file unsafely."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    if lines and lines[0].startswith('Weights only load failed'):
-        lines = [line for line in lines if 'nsupported' in line]
-    telling = lines[0] if lines else 'no further reason'
-    return telling.split('. Please use')[0].rpartition('WeightsUnpickler error: ')[2][:300]
-
-
-def read_checkpoint(path: PathLike) -> Dict[str, Any]:
-    """The dictionary in a checkpoint file, on the CPU; code in the file is refused, not executed.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: truncated, no checkpoint, or holding objects other than tensors, containers and runners' bookkeeping.
+    Args:
+        entry: keys down to them, joined by dots; empty if the file holds nothing else.
+        prefix: wrappers' parts that were removed from the names.
+        averaged: why they are averages of the trained weights; empty if nothing says so.
+        passed_over: other entries with weights.
+        inert: objects beside the weights that were not built.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f'checkpoint {path} does not exist')
-    if path.stat().st_size == 0:
-        raise ValueError(f'checkpoint {path} is empty (0 bytes): an interrupted download or copy?')
-    try:
-        loaded = _torch_load(path)
-    except (
-        RuntimeError,
-        EOFError,
-        OSError,
-        pickle.UnpicklingError,
-        zipfile.BadZipFile,
-        KeyError,
-        ValueError,
-        TypeError,
-        AttributeError,
-        ImportError,
-        IndexError,
-        UnicodeDecodeError,
-    ) as error:
-        raise ValueError(
-            f'checkpoint {path} cannot be read ({path.stat().st_size} bytes): it is truncated, no PyTorch checkpoint, or holds '
-            f'objects other than tensors and plain containers, which are refused for safety. {type(error).__name__}: {_reason(error)}'
-        ) from error
-    if not isinstance(loaded, dict):
-        raise ValueError(f'checkpoint {path} holds a {type(loaded).__name__}, expected a dictionary of tensors')
-    return loaded
+
+    entry: str = ''
+    prefix: str = ''
+    averaged: str = ''
+    passed_over: Tuple[str, ...] = ()
+    inert: Tuple[str, ...] = ()
+
+    def describe(self) -> str:
+        parts = [f'entry {self.entry}' if self.entry else 'top level']
+        if self.averaged:
+            parts.append(f'averaged weights ({self.averaged})')
+        if self.passed_over:
+            parts.append(f'not taken: {", ".join(self.passed_over)}')
+        if self.prefix:
+            parts.append(f'prefix {self.prefix} removed')
+        if self.inert:
+            parts.append(f'carried objects left unbuilt: {some(self.inert)}')
+        return ', '.join(parts)
 
 
-def tensors_of(checkpoint: Dict[str, Any], source: str = 'checkpoint') -> Dict[str, Tensor]:
-    """The weights of a checkpoint: its ``state_dict``, ``model`` or ``module`` entry, or itself, without a ``module.`` prefix.
+@dataclass(frozen=True)
+class _Found:
+    tensors: Dict[str, Tensor]
+    origin: Origin
+
+
+def weights_of(checkpoint: Checkpoint) -> Tuple[Dict[str, Tensor], Origin]:
+    """The weights of a checkpoint without wrappers' prefixes, and where they were found.
+
+    Averages are preferred to the trained weights where they hold all of them in the same shapes: an entry whose name says
+    ``ema``, ``swa`` or ``averaged``. mmengine's hook is the exception: it stores the averages as ``state_dict`` and the trained
+    weights as ``module.*`` of ``ema_state_dict``.
 
     Raises:
         ValueError: no tensors.
     """
-    state: Any = checkpoint
-    for key in ('state_dict', 'model', 'module'):
-        if isinstance(checkpoint.get(key), dict):
-            state = checkpoint[key]
+    found = _search(checkpoint.content, ())
+    if found is None:
+        keys = sorted(map(str, checkpoint.content))[:10]
+        raise ValueError(f'{checkpoint.source} holds no tensors; its top-level keys are {keys}')
+    return found.tensors, replace(found.origin, inert=checkpoint.inert)
+
+
+def tensors_of(checkpoint: Dict[str, Any], source: str = 'checkpoint') -> Dict[str, Tensor]:
+    """The weights of a checkpoint's dictionary, as :func:`weights_of` finds them."""
+    return weights_of(Checkpoint(checkpoint, source))[0]
+
+
+def loading_safely(load: Callable[..., Any], further: Mapping[str, Any], tell: Callable[[str], None]) -> Any:
+    """``load_checkpoint`` of a host's ``CheckpointLoader`` with loaders, whoever registered them, that execute nothing.
+
+    Args:
+        load: the host's function (class, file name, map_location, logger).
+        further: of :func:`load_safely`.
+        tell: called with sentences that name the objects which became inert, and averaged weights, of which hosts know nothing.
+    """
+
+    @functools.wraps(load)
+    def load_checkpoint(cls: type, filename: str, *arguments: Any, **options: Any) -> Any:
+        with reading_safely(further) as unknown:
+            checkpoint = load(cls, filename, *arguments, **options)
+        if unknown:
+            tell(f'{filename}: carried objects left unbuilt: {", ".join(unknown)}')
+        found = _search(checkpoint, ()) if isinstance(checkpoint, dict) else None
+        if found is not None and found.origin.averaged and found.origin.passed_over:
+            tell(f'{filename}: of its weights, {found.origin.describe()}; the host itself takes state_dict')
+        keep_from_executing(checkpoint)
+        return checkpoint
+
+    return classmethod(load_checkpoint)
+
+
+def _search(level: Mapping[Any, Any], path: Tuple[str, ...]) -> Optional[_Found]:
+    """The weights at or below one dictionary of a file, ``path`` being the keys down to it."""
+    if len(path) > _DEEPEST:
+        return None
+    inner = {str(key): value for key, value in level.items() if isinstance(value, dict)}
+    trained = _first(inner, [key for key in _TRAINED if key in inner], path) or _at(level, path)
+    averages = [key for key in inner if _AVERAGED & set(re.split('[^a-z]+', key.lower()))]
+    averaged = _first(inner, averages, path)
+    if averaged is None:
+        if trained is not None and 'updates' in level:  # BEVDet's hook counts them beside its averages
+            return replace(trained, origin=replace(trained.origin, averaged='updates beside them'))
+        return trained
+    averaged = replace(averaged, origin=replace(averaged.origin, averaged='as the name says'))
+    if trained is None:
+        return averaged
+    origins = (trained.origin.entry, averaged.origin.entry, trained.origin.prefix, averaged.origin.prefix)
+    swapped = (
+        origins == ('.'.join((*path, 'state_dict')), '.'.join((*path, 'ema_state_dict')), '', 'module.')
+        and 'n_averaged' not in inner['ema_state_dict']
+    )
+    if swapped:
+        trained = replace(trained, origin=replace(trained.origin, averaged='ema_state_dict beside them'))
+    taken, left = (trained, averaged) if swapped or not _covers(averaged, trained) else (averaged, trained)
+    passed_over = (*taken.origin.passed_over, left.origin.entry or 'top level')
+    return replace(taken, origin=replace(taken.origin, passed_over=passed_over))
+
+
+def _first(inner: Mapping[str, Any], keys: Sequence[str], path: Tuple[str, ...]) -> Optional[_Found]:
+    return next(filter(None, (_search(inner[key], (*path, key)) for key in keys)), None)
+
+
+def _covers(averaged: _Found, trained: _Found) -> bool:
+    """Whether the averages can stand for the trained weights; constants and counters may be absent."""
+    return all(
+        name in averaged.tensors and averaged.tensors[name].shape == value.shape
+        for name, value in trained.tensors.items()
+        if value.is_floating_point()
+    )
+
+
+def _at(level: Mapping[Any, Any], path: Tuple[str, ...]) -> Optional[_Found]:
+    """The tensors of one dictionary without wrappers' parts in their names."""
+    tensors = {str(name): value for name, value in level.items() if isinstance(value, Tensor)}
+    removed = []
+    for part in _WRAPPERS:
+        shorter = {name.replace(f'{part}.', ''): value for name, value in tensors.items()}
+        if len(shorter) == len(tensors) and shorter.keys() != tensors.keys():
+            tensors = shorter
+            removed.append(f'{part}.')
+    counter = next((name for name in _COUNTERS if name in tensors), '')
+    while True:
+        inside = {name[len('module.') :]: value for name, value in tensors.items() if name.startswith('module.')}
+        if not inside or tensors.keys() - {f'module.{name}' for name in inside} - set(_COUNTERS):
             break
-    tensors = {str(name): value for name, value in state.items() if isinstance(value, Tensor)}
+        tensors = inside
+        removed.append('module.')
     if not tensors:
-        raise ValueError(f'{source} holds no tensors; its top-level keys are {sorted(map(str, checkpoint))[:10]}')
-    if all(name.startswith('module.') for name in tensors):
-        tensors = {name[len('module.') :]: value for name, value in tensors.items()}
-    return tensors
+        return None
+    averaged = f'{counter} beside them' if counter and 'module.' in removed else ''
+    return _Found(tensors, Origin('.'.join(path), ''.join(removed), averaged))
 
 
 def save_atomically(obj: Any, path: PathLike) -> Path:
@@ -172,6 +173,21 @@ def save_atomically(obj: Any, path: PathLike) -> Path:
     with atomic_path(path) as temporary:
         torch.save(obj, temporary)
     return Path(path)
+
+
+def is_whole(path: PathLike) -> bool:
+    """Whether a checkpoint is there to its end: torch's archives end with their table of contents, its older files are read."""
+    try:
+        with zipfile.ZipFile(path):
+            return True
+    except OSError:  # absent, or a folder
+        return False
+    except zipfile.BadZipFile:
+        pass
+    try:
+        return bool(read_checkpoint(path))
+    except ValueError:
+        return False
 
 
 def not_finite(state: Dict[str, Tensor]) -> Tuple[str, ...]:
@@ -214,6 +230,7 @@ class LoadReport:
         missing: tensors of the model that the file lacks; they keep their initial values.
         unused: tensors of the file that the model has no place for.
         kernel_order: 'spconv1' or 'spconv2', the order of a LiDAR teacher's sparse kernels in the file.
+        origin: the entry and prefix of the weights in the file.
     """
 
     source: str
@@ -223,10 +240,12 @@ class LoadReport:
     missing: Tuple[str, ...] = ()
     unused: Tuple[str, ...] = ()
     kernel_order: str = ''
+    origin: Origin = Origin()
 
     def describe(self) -> str:
         order = f', kernels in the order of {self.kernel_order}' if self.kernel_order else ''
         lines = [f'{self.source} ({self.layout} layout{order}): {len(self.taken) + len(self.resized)} tensors taken']
+        lines.append(f'  from {self.origin.describe()}')
         for title, names in (
             ('of them, position bias tables resized', self.resized),
             ('missing in the file, left at their initial values', self.missing),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Callable, Dict, Sequence, Tuple, Union
 
@@ -10,9 +11,10 @@ from torch import Tensor, nn
 from ..atomic import PathLike
 from ..method.pretrainer import GeoMIM
 from ..method.swin import SwinEncoder
-from .files import LoadReport, check_finite, other_shapes, read_checkpoint, save_atomically, some, tensors_of
+from .files import LoadReport, Origin, check_finite, other_shapes, save_atomically, some, tensors_of, weights_of
 from .layouts import ENCODER_LAYOUTS, LAYOUTS, detect_layout, export_encoder, from_geomim, is_derived, to_geomim
 from .position_bias import fit_tables
+from .reading import Checkpoint, open_checkpoint, read_checkpoint
 
 __all__ = [
     'LAYOUTS',
@@ -33,26 +35,41 @@ __all__ = [
 _OPTIONAL = ('num_batches_tracked',)
 
 
-def _open(weights: Union[PathLike, Dict[str, Tensor]], layout: str) -> Tuple[Dict[str, Tensor], str, str]:
-    source = 'the given state dict' if isinstance(weights, dict) else str(weights)
-    state = tensors_of(weights if isinstance(weights, dict) else read_checkpoint(weights), source)
+Weights = Union[PathLike, Dict[str, Tensor], Checkpoint]
+
+
+@dataclass(frozen=True)
+class _Opened:
+    state: Dict[str, Tensor]
+    layout: str
+    source: str
+    origin: Origin
+
+
+def _open(weights: Weights, layout: str) -> _Opened:
+    if isinstance(weights, dict):
+        weights = Checkpoint(weights, 'the given state dict')
+    elif not isinstance(weights, Checkpoint):
+        weights = open_checkpoint(weights)
+    state, origin = weights_of(weights)
     detected = detect_layout(state) if layout == 'auto' else layout
     if detected is None:
         raise ValueError(
-            f'{source} is no checkpoint of a known layout ({", ".join(LAYOUTS)}); its names start with {some(tuple(sorted(state)), 5)}'
+            f'{weights.source} is no checkpoint of a known layout ({", ".join(LAYOUTS)}); its names start with '
+            f'{some(tuple(sorted(state)), 5)}'
         )
-    return state, detected, source
+    return _Opened(state, detected, weights.source, origin)
 
 
 def _fit(
     model: nn.Module,
     state: Dict[str, Tensor],
-    source: str,
-    layout: str,
+    opened: _Opened,
     unused: Tuple[str, ...],
     needs: Callable[[str], bool],
 ) -> LoadReport:
     """Load what fits and resize bias tables; refuse other shapes and absent tensors that the model ``needs``, before anything changes."""
+    source, layout = opened.source, opened.layout
     own = model.state_dict()
     values, resized = fit_tables({name: state[name] for name in sorted(own.keys() & state.keys())}, own)
     wrong = other_shapes(own, values)
@@ -75,6 +92,7 @@ def _fit(
         resized=resized,
         missing=missing,
         unused=unused,
+        origin=opened.origin,
     )
 
 
@@ -85,7 +103,7 @@ def _without_place(state: Dict[str, Tensor], layout: str, model: nn.Module, pref
     return tuple(sorted(name for name in named if not own & to_geomim({name: state[name]}, layout).keys()))
 
 
-def load_pretrained(model: GeoMIM, weights: Union[PathLike, Dict[str, Tensor]], layout: str = 'auto') -> LoadReport:
+def load_pretrained(model: GeoMIM, weights: Weights, layout: str = 'auto') -> LoadReport:
     """Start a pretraining model from a file or state dict.
 
     MixMAE and encoder-only files fill a part (the report names the rest); pretraining checkpoints must fill the whole model.
@@ -93,11 +111,12 @@ def load_pretrained(model: GeoMIM, weights: Union[PathLike, Dict[str, Tensor]], 
     Raises:
         ValueError: an unknown layout, another architecture, an incomplete encoder or checkpoint.
     """
-    state, layout, source = _open(weights, layout)
+    opened = _open(weights, layout)
+    state, layout = opened.state, opened.layout
     partial = layout not in ('geomim', 'reference')
     renamed = to_geomim(state, layout, len(model.config.decoder.cross_view_after))
     unused = _without_place(state, layout, model)
-    return _fit(model, renamed, source, layout, unused, lambda name: not partial or _belongs_to_encoder(name, layout))
+    return _fit(model, renamed, opened, unused, lambda name: not partial or _belongs_to_encoder(name, layout))
 
 
 def _belongs_to_encoder(name: str, layout: str) -> bool:
@@ -105,34 +124,29 @@ def _belongs_to_encoder(name: str, layout: str) -> bool:
     return name.startswith('encoder.') and not (layout == 'mixmae' and name.startswith('encoder.norm'))
 
 
-def load_encoder(encoder: SwinEncoder, weights: Union[PathLike, Dict[str, Tensor]], layout: str = 'auto') -> LoadReport:
+def load_encoder(encoder: SwinEncoder, weights: Weights, layout: str = 'auto') -> LoadReport:
     """Start a finetuning encoder from a pretraining checkpoint, an exported encoder or a MixMAE file; everything else is dropped.
 
     Raises:
         ValueError: an unknown layout, another architecture, or an incomplete encoder (output norms may be missing).
     """
-    state, layout, source = _open(weights, layout)
+    opened = _open(weights, layout)
+    state, layout = opened.state, opened.layout
     renamed = to_geomim(state, layout)
     own = {name[len('encoder.') :]: value for name, value in renamed.items() if name.startswith('encoder.')}
     if not own:
         raise ValueError(
-            f'{source} ({layout} layout) holds no encoder; its names start with {some(tuple(sorted(state)), 5)}'
+            f'{opened.source} ({layout} layout) holds no encoder; its names start with {some(tuple(sorted(state)), 5)}'
         )
     unused = _without_place(state, layout, encoder, 'encoder.')
-    return _fit(encoder, own, source, layout, unused, lambda name: not name.startswith('norm'))
+    return _fit(encoder, own, opened, unused, lambda name: not name.startswith('norm'))
 
 
 # under which a backbone's own names stand in files: a pretraining run, an export or a classifier, detectors of the hosts
 _BACKBONE_PREFIXES = ('', 'student.encoder.backbone.', 'encoder.backbone.', 'img_backbone.', 'backbone.', 'model.')
 
 
-def load_backbone(
-    backbone: nn.Module,
-    weights: Union[PathLike, Dict[str, Tensor]],
-    owner: str,
-    optional: Tuple[str, ...] = (),
-    source: str = 'the given state dict',
-) -> LoadReport:
+def load_backbone(backbone: nn.Module, weights: Weights, owner: str, optional: Tuple[str, ...] = ()) -> LoadReport:
     """Start a backbone of another codebase from a file with its own parameter names, whatever prefix they have there.
 
     Args:
@@ -140,23 +154,21 @@ def load_backbone(
         weights: an exported encoder, a pretraining or detector checkpoint, a classifier.
         owner: how messages call the backbone.
         optional: starts of names that the file may lack.
-        source: how messages call a state dict.
 
     Raises:
         ValueError: another architecture, or tensors that are absent.
     """
-    source = source if isinstance(weights, dict) else str(weights)
-    state = tensors_of(weights if isinstance(weights, dict) else read_checkpoint(weights), source)
-    own = backbone.state_dict().keys()
+    opened = _open(weights, f'{owner} names')
+    state, own = opened.state, backbone.state_dict().keys()
     prefix = max(_BACKBONE_PREFIXES, key=lambda prefix: sum(prefix + name in state for name in own))
     if not any(prefix + name in state for name in own):
         raise ValueError(
-            f'{source} holds no weights of {owner}: its names start with {some(tuple(sorted(state)), 4)}, those of the '
-            f'backbone with {some(tuple(sorted(own)), 4)}'
+            f'{opened.source} holds no weights of {owner}: its names start with {some(tuple(sorted(state)), 4)}, those of '
+            f'the backbone with {some(tuple(sorted(own)), 4)}'
         )
     under = {name[len(prefix) :]: value for name, value in state.items() if name.startswith(prefix)}
     unused = tuple(sorted(name for name in under.keys() - own if not is_derived(name)))
-    return _fit(backbone, under, source, owner, unused, lambda name: not name.startswith(optional))
+    return _fit(backbone, under, opened, unused, lambda name: not name.startswith(optional))
 
 
 def check_encoder_layouts(layouts: Sequence[str], owner: str) -> Tuple[str, ...]:

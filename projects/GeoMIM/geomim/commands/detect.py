@@ -18,7 +18,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('checkpoint', type=Path, help="of a finetuning run, or one of BEVDet's published ones")
     parser.add_argument('--data', type=Path, required=True, metavar='ROOT', help='nuScenes folder with its info files')
     parser.add_argument('--out', type=Path, required=True, metavar='FOLDER', help='folder to make')
-    parser.add_argument('--split', default='val', choices=('val', 'train'), help='default: val')
+    parser.add_argument(
+        '--split', choices=('val', 'train', 'test'), help='default: val, or test where ROOT has v1.0-test alone'
+    )
     parser.add_argument('--ann-file', type=Path, help='info file; default: bevdet_infos_SPLIT.pkl in ROOT')
     parser.add_argument('--max-frames', type=int, metavar='N', help='the first N frames; default: all')
     parser.add_argument(

@@ -4,29 +4,27 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any, Dict, Optional, Tuple
+from typing import Dict, Optional, Tuple
 
 from torch import Tensor
 
 from ..checkpoints.detector_layouts import (
-    AVERAGE_MARKS,
     DETECTOR_LAYOUTS,
     convert_detector,
     describe_detector,
     detector_layout,
     is_detector,
 )
-from ..checkpoints.files import check_finite, not_finite
+from ..checkpoints.files import Origin, check_finite, not_finite, weights_of
 from ..checkpoints.loading import (
     LAYOUTS,
     detect_layout,
     from_geomim,
-    read_checkpoint,
     save_atomically,
-    tensors_of,
     to_geomim,
 )
 from ..checkpoints.position_bias import resize_windows, window_of_table
+from ..checkpoints.reading import open_checkpoint
 from ..method.depth import DepthBins
 from ..method.grid import BEVGrid
 from ..method.lift_splat import ViewTransformConfig
@@ -42,15 +40,17 @@ def add_inspect_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run_inspect(arguments: argparse.Namespace) -> int:
     """Print layout, sizes and, on request, every tensor."""
-    checkpoint = read_checkpoint(arguments.file)
-    state = tensors_of(checkpoint, str(arguments.file))
+    opened = open_checkpoint(arguments.file)
+    checkpoint = opened.content
+    state, origin = weights_of(opened)
     layout = _layout_of(state)
     values = sum(value.numel() for value in state.values())
     print(f'{arguments.file}: {layout or "unknown"} layout, {len(state)} tensors, {values / 1e6:.2f} M values')
     beside = sorted(str(key) for key in checkpoint if not isinstance(checkpoint[key], Tensor))
     print(f'  top-level entries: {", ".join(beside) or "tensors only"}')
+    print(f'  weights: {origin.describe()}')
     if is_detector(state):
-        print(f'  whole detector: {describe_detector(state)}{_averaged(checkpoint)}')
+        print(f'  whole detector: {describe_detector(state)}{_averaged(origin)}')
     meta = checkpoint.get('meta')
     if isinstance(meta, dict):
         shown = {key: meta[key] for key in ('epoch', 'iter', 'time', 'mmengine_version') if key in meta}
@@ -76,9 +76,8 @@ def _layout_of(state: Dict[str, Tensor]) -> Optional[str]:
     return detector_layout(state) or detect_layout(state)
 
 
-def _averaged(checkpoint: Dict[str, Any]) -> str:
-    marks = [mark for mark in AVERAGE_MARKS if mark in checkpoint]
-    return f', averaged weights ({marks[0]} beside them)' if marks else ''
+def _averaged(origin: Origin) -> str:
+    return f', averaged weights ({origin.averaged})' if origin.averaged else ''
 
 
 def _windows(state: Dict[str, Tensor]) -> Dict[str, int]:
@@ -135,8 +134,7 @@ def run_convert(arguments: argparse.Namespace) -> int:
     """Write the same weights in another layout."""
     if arguments.output.exists() and not arguments.force:
         raise ValueError(f'{arguments.output} exists; give another name or --force')
-    checkpoint = read_checkpoint(arguments.input)
-    state = tensors_of(checkpoint, str(arguments.input))
+    state, origin = weights_of(open_checkpoint(arguments.input))
     layout = _layout_of(state) if arguments.source == 'auto' else arguments.source
     if layout is None:
         raise ValueError(
@@ -148,8 +146,9 @@ def run_convert(arguments: argparse.Namespace) -> int:
     print(
         f'{arguments.input} ({layout}, {len(state)} tensors) -> {arguments.output} ({arguments.target}, {len(converted)} tensors)'
     )
+    print(f'  weights: {origin.describe()}')
     if whole:
-        print(f'  whole detector: {describe_detector(state)}{_averaged(checkpoint)}')
+        print(f'  whole detector: {describe_detector(state)}{_averaged(origin)}')
     if resized:
         print(f'  {resized} position bias tables resized to windows {arguments.window}')
     if kept < len(state):

@@ -7,7 +7,7 @@ import importlib
 from pathlib import Path
 from typing import Any, Tuple
 
-VERSIONS = ('v1.0-trainval', 'v1.0-mini')
+VERSIONS = ('v1.0-trainval', 'v1.0-mini', 'v1.0-test')
 # what --for names -> the module of the room `nuscenes` and its function
 MAKERS = {
     'bevdet': ('bevdet_infos', 'make_bevdet_infos'),
@@ -25,7 +25,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "nuscenes_infos_*.pkl of mmdet3d's converter; images: 2D boxes and labels; waymo: for mmdet3d's WaymoDataset; default: bevdet",
     )  # fmt: skip
     parser.add_argument('--out', type=Path, help='where the files go; default: ROOT')
-    parser.add_argument('--version', default='', choices=('', *VERSIONS), help='of the tables; default: found')
+    parser.add_argument(
+        '--version', default='', choices=('', *VERSIONS), help='of the tables; default: the first that is there'
+    )
     parser.add_argument('--force', action='store_true', help='make them anew even if they are there')
 
 

@@ -10,6 +10,8 @@ import sys
 from pathlib import Path
 from typing import Any, Callable, Iterator
 
+from .children import ends_with_parent
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('out', type=Path, help='folder to make; an interrupted run goes on in OUT.partial')
@@ -75,7 +77,7 @@ def make_infos(root: Path) -> int:
     """Start the converter in a process of its own: it changes folder and patches the devkit."""
     package: Any = __package__
     command = [sys.executable, '-m', package.rpartition('.')[0], 'infos', str(root), '--for', 'mmdet3d']
-    done = subprocess.run(command, check=False)
+    done = subprocess.run(ends_with_parent(command), check=False)
     if done.returncode:
         print(f"geomim synthesize: the world is complete, but mmdet3d's converter failed; it needs geomim[mmdet3d]. "
               f'Repeat it alone with: python {" ".join(command[1:])}', file=sys.stderr)  # fmt: skip

@@ -74,8 +74,22 @@ def check_points(points: Tensor, source: str = 'points') -> None:
     if bool(bad.any()):
         row = int(bad.int().argmax())
         raise ValueError(
-            f'{source}: {int(bad.sum())} of {len(points)} points are not finite, the first in row {row}: {points[row].tolist()}'
+            f'{source}: {int(bad.sum())} of {len(points)} points are not finite, the first in row {row}: {points[row].tolist()}; '
+            'drop_nonfinite=True of the step that checks clouds drops such rows'
         )
+
+
+def finite_points(points: Tensor, source: str = 'points') -> Tensor:
+    """(M,) bool, the rows of a cloud whose values are all finite, for a host that drops the others.
+
+    Raises:
+        ValueError: as of :func:`check_cloud`, or no row is finite.
+    """
+    check_cloud(points, source)
+    finite = torch.isfinite(points).all(dim=1)
+    if not bool(finite.any()):
+        raise ValueError(f'{source}: none of the {len(points)} points is finite')
+    return finite
 
 
 def _winner_per_slot(slots: Tensor, num_slots: int) -> Tensor:

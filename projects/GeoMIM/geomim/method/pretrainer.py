@@ -21,6 +21,7 @@ from .masked_encoder import EncoderSpec
 from .masking import MASK_CELL, check_masks, complementary_masks, mask_grid_size
 from .swin import SwinConfig, SwinEncoder, WindowProjections
 from .target import TargetConfig, at_least_float32, normalise_patches, reconstruction_loss
+from .visibility import seen_cells
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,8 @@ class GeoMIMConfig:
         static_map: add a learned map (1, C, X, Y) to every prediction, for the part of a target that is alike in all
             frames (rings of the LiDAR on the ground, corners out of its reach). The paper has none; a short run is
             then spent on what the images show. Not for BEV flips, rotations or scales, which move that part.
+        seen_cells_only: reconstruct only the cells that some camera of the rig sees, for rigs that leave a part of the
+            grid out of sight. The paper reconstructs all.
         linear_init: how linear layers start: 'xavier', or 'torch', as torch draws them and without position biases, which is how the
             published run starts those that MixMAE's weights leave out. Cross-view blocks start as the identity either way.
     """
@@ -48,6 +51,7 @@ class GeoMIMConfig:
     depth_loss_weight: float = 0.01
     activation_checkpointing: bool = False
     static_map: bool = False
+    seen_cells_only: bool = False
     linear_init: str = 'xavier'
 
     def __post_init__(self) -> None:
@@ -71,6 +75,7 @@ class PretrainOutput:
         masks: (K, h', w'), 1 = hidden.
         depth_losses: K scalars, weighted.
         depth_labels: (B, N, h, w) int64, the depth bin of each cell, -1 for none.
+        cells: (B, X, Y) bool, those that the reconstruction loss counts; None for all.
     """
 
     reconstruction_loss: Tensor
@@ -82,6 +87,7 @@ class PretrainOutput:
     masks: Tensor
     depth_losses: Tuple[Tensor, ...]
     depth_labels: Tensor
+    cells: Optional[Tensor] = None
 
 
 class GeoMIM(nn.Module):
@@ -164,11 +170,13 @@ class GeoMIM(nn.Module):
         semantic, geometry = self.decode(tokens, rig, masks)
         bev, depth = self.project(semantic, geometry, rig)
         predictions = [self.predict(features) for features in bev]
-        labels = depth_labels(depth_map, self.config.view_transform.depth_bins, self.config.view_transform.stride)
+        view = self.config.view_transform
+        labels = depth_labels(depth_map, view.depth_bins, view.stride)
         weight = self.config.depth_loss_weight
         depth_losses = [depth_loss(copy, labels.flatten(0, 1)) * weight for copy in depth]
+        cells = seen_cells(rig, view.output_grid, view.image_size) if self.config.seen_cells_only else None
         return PretrainOutput(
-            reconstruction_loss=reconstruction_loss(predictions, target),
+            reconstruction_loss=reconstruction_loss(predictions, target, cells),
             depth_loss=torch.stack(depth_losses).mean(),
             predictions=tuple(predictions),
             target=target,
@@ -177,6 +185,7 @@ class GeoMIM(nn.Module):
             masks=masks,
             depth_losses=tuple(depth_losses),
             depth_labels=labels,
+            cells=cells,
         )
 
     def _check(self, images: Tensor, rig: CameraRig, depth_map: Tensor, target_bev: Tensor) -> None:

@@ -6,7 +6,7 @@ Shape legend: B samples, K copies, C channels, X x Y BEV cells (or Y x X: patche
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Sequence
+from typing import Optional, Sequence
 
 import torch
 from torch import Tensor
@@ -49,8 +49,13 @@ def normalise_patches(bev: Tensor, patch_size: int = 18, eps: float = 1e-6) -> T
     return ((patches - mean) / (var + eps).sqrt()).view_as(bev)
 
 
-def reconstruction_loss(predictions: Sequence[Tensor], target: Tensor) -> Tensor:
+def reconstruction_loss(predictions: Sequence[Tensor], target: Tensor, cells: Optional[Tensor] = None) -> Tensor:
     """Mean squared error against the target (B, C, X, Y), averaged over the K copies' predictions.
+
+    Args:
+        predictions: K maps (B, C, X, Y).
+        target: (B, C, X, Y).
+        cells: (B, X, Y) bool, those that count, all of the batch alike; None counts all. 0 where none does.
 
     Raises:
         ValueError: a prediction of another shape.
@@ -60,5 +65,9 @@ def reconstruction_loss(predictions: Sequence[Tensor], target: Tensor) -> Tensor
             raise ValueError(
                 f"the student's BEV map {tuple(prediction.shape)} and the target {tuple(target.shape)} differ in shape"
             )
-    losses = [(at_least_float32(prediction) - target).square().mean() for prediction in predictions]
-    return torch.stack(losses).mean()
+    errors = [at_least_float32(prediction) - target for prediction in predictions]
+    if cells is None:
+        return torch.stack([error.square().mean() for error in errors]).mean()
+    counted = (cells.sum() * target.shape[1]).clamp(min=1)
+    seen = [error.masked_fill(~cells[:, None], 0).square().sum() / counted for error in errors]
+    return torch.stack(seen).mean()

@@ -19,8 +19,10 @@ from ..mmengine import (
     SkipNonFiniteOptimWrapper,
     TeacherGuardHook,
 )
+from .datasets import GeoMIMCBGSDataset
 from .lidar_encoder import BEVFusionLSparseEncoder
 from .loading import CheckPointCloud, LoadCameraRig, LoadSurroundImages, LoadSurroundPoints, LoadSurroundSweeps
+from .nuscenes_dataset import PlainNuScenesDataset
 from .sparse import SparseOnCPUHook
 from .teacher import GeoMIMLidarTeacher, GivenBEVTeacher, LidarTeacher, TeacherRecord
 from .transforms import BEVFlip, PackGeoMIMInputs, PointsToDepthMap, SurroundImageAug
@@ -31,6 +33,7 @@ __all__ = [
     'CheckPointCloud',
     'EncoderExportHook',
     'EpochSeedHook',
+    'GeoMIMCBGSDataset',
     'GeoMIMDataPreprocessor',
     'GeoMIMEncoderExportHook',
     'GeoMIMLidarTeacher',
@@ -46,6 +49,7 @@ __all__ = [
     'LoadSurroundPoints',
     'LoadSurroundSweeps',
     'PackGeoMIMInputs',
+    'PlainNuScenesDataset',
     'PointsToDepthMap',
     'ReconstructionMetric',
     'ReconstructionPicturesHook',

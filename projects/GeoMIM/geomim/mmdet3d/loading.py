@@ -14,7 +14,7 @@ from mmdet3d.datasets.transforms import LoadPointsFromFile, LoadPointsFromMultiS
 from mmengine.registry import TRANSFORMS
 
 from ..adapter.checks import LONGEST_GAP, WarnOnce, check_file, check_past, check_poses, check_reach, check_rig
-from ..method.depth import check_cloud, check_points
+from ..method.depth import check_cloud, check_points, finite_points
 from ..mmengine.rig import sample_name
 from .images import read_image
 
@@ -231,20 +231,40 @@ class CheckPointCloud(BaseTransform):
 
     Goes before ``PointsRangeFilter``, which drops NaN coordinates without a word.
 
+    Args:
+        drop_nonfinite: drop points with values that are not finite, as drivers leave for beams without an echo, instead;
+            warns at the first ones.
+
+    Writes:
+        dropped_points, their number, with ``drop_nonfinite``.
+
     Raises:
         ValueError: names the sample, the LiDAR file and the first bad row.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, drop_nonfinite: bool = False) -> None:
+        self.drop_nonfinite = drop_nonfinite
         self._warn = WarnOnce()
 
     def transform(self, results: Dict[str, Any]) -> Dict[str, Any]:
-        check_points(results['points'].tensor, point_source(results))
-        check_reach(results['points'].tensor, point_source(results), self._warn)
+        points, source = results['points'], point_source(results)
+        if self.drop_nonfinite:
+            finite = finite_points(points.tensor, source)
+            dropped = results['dropped_points'] = int((~finite).sum())
+            if dropped:
+                self._warn(
+                    'nonfinite',
+                    f'{source}: {dropped} of {len(finite)} points are not finite and dropped; dropped_points of a sample '
+                    'counts them',
+                )
+            points = results['points'] = points[finite]
+        else:
+            check_points(points.tensor, source)
+        check_reach(points.tensor, source, self._warn)
         return results
 
     def __repr__(self) -> str:
-        return f'{type(self).__name__}()'
+        return f'{type(self).__name__}(drop_nonfinite={self.drop_nonfinite})'
 
 
 def point_source(results: Mapping[str, Any]) -> str:

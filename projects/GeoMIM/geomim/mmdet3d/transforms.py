@@ -271,7 +271,7 @@ class PackGeoMIMInputs(Pack3DDetInputs):
     def __init__(
         self,
         keys: Sequence[str] = ('img', 'points', 'depth_map'),
-        meta_keys: Sequence[str] = (*RIG_KEYS, 'sample_idx', 'token', 'lidar_path', 'img_path'),
+        meta_keys: Sequence[str] = (*RIG_KEYS, 'sample_idx', 'token', 'lidar_path', 'img_path', 'dropped_points'),
     ) -> None:
         super().__init__(keys=tuple(keys), meta_keys=tuple(meta_keys))
 

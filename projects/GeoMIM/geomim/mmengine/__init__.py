@@ -5,6 +5,7 @@ Everything registers under mmengine's root registries, where all hosts look.
 
 from . import _host, compat  # noqa: F401 - the first refuses another host
 from .backbone import GeoMIMSwin, GeoMIMTimm
+from .checkpoint_hook import GeoMIMCheckpointHook
 from .hooks import (
     EncoderExportHook,
     GeoMIMEncoderExportHook,
@@ -23,6 +24,7 @@ compat.apply()
 __all__ = [
     'EncoderExportHook',
     'EpochSeedHook',
+    'GeoMIMCheckpointHook',
     'GeoMIMDataPreprocessor',
     'GeoMIMEncoderExportHook',
     'GeoMIMPretrainer',

@@ -7,6 +7,7 @@ from mmengine.registry import MODELS
 
 from ..adapter.backbone import SwinBackbone
 from ..adapter.timm_backbone import TimmBackbone
+from .compat import open_source
 
 
 @MODELS.register_module()
@@ -15,7 +16,7 @@ class GeoMIMSwin(SwinBackbone):
 
     def init_weights(self) -> None:
         """Load ``init_cfg['checkpoint']`` and report what was taken."""
-        report = self.load_pretrained()
+        report = self.load_pretrained(open_source)
         if report is not None:
             print_log(f'GeoMIMSwin: {report.describe()}', logger='current')
 
@@ -24,8 +25,8 @@ class GeoMIMSwin(SwinBackbone):
 class GeoMIMTimm(TimmBackbone):
     """:class:`geomim.adapter.timm_backbone.TimmBackbone`, which has the arguments, under mmengine."""
 
-    def init_weights(self) -> None:  # type: ignore[override]
+    def init_weights(self) -> None:
         """Load the file of weights and report what was taken."""
-        report = super().init_weights()
+        report = self.start(open_source)
         if report is not None:
             print_log(f'GeoMIMTimm: {report.describe()}', logger='current')

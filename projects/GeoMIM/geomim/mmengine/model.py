@@ -5,7 +5,6 @@ Shape legend: B samples, N cameras, K copies, C channels, X x Y BEV cells.
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any, Dict, List, Optional, Sequence, Union
 
 import torch
@@ -13,7 +12,6 @@ from mmengine.dist import is_distributed
 from mmengine.logging import print_log
 from mmengine.model import BaseModel
 from mmengine.registry import MODELS
-from mmengine.runner import CheckpointLoader
 from mmengine.structures import BaseDataElement
 from torch import Tensor, nn
 
@@ -22,6 +20,7 @@ from ..adapter.measures import measure
 from ..adapter.step import PretrainBatch, pretrain_step
 from ..checkpoints.loading import load_pretrained
 from ..method.pretrainer import GeoMIM, PretrainOutput
+from .compat import open_source
 from .randomness import current_mask_generator
 
 EVALUATION_SEED = 0
@@ -34,7 +33,7 @@ class GeoMIMPretrainer(BaseModel):
     Args:
         student: the student's sizes and its encoder, see :func:`geomim.adapter.encoders.student_config`.
         teacher: config of a module that turns point clouds into BEV maps (``GeoMIMLidarTeacher``, ``GivenBEVTeacher``).
-        init_from: MixMAE or pretraining checkpoint that starts the student; random weights if None.
+        init_from: MixMAE or pretraining checkpoint, a path or an address, that starts the student; random weights if None.
         mask_seed: the masks are a function of this seed, the iteration and, with ``masks_per_rank``, the rank.
         masks_per_rank: masks of each rank's own; all ranks share them otherwise, as in the published runs.
         sync_bn: batch statistics of the view transformation over all GPUs, as in the reference; needs CUDA and several ranks.
@@ -74,13 +73,13 @@ class GeoMIMPretrainer(BaseModel):
 
         The teacher loads its own checkpoint when built.
         """
-        started = start_backbone(self.student, partial(CheckpointLoader.load_checkpoint, map_location='cpu'))
+        started = start_backbone(self.student, open_source)
         if started is not None:
             print_log(f'GeoMIM: {started.describe()}', logger='current')
         if self.init_from is None:
             print_log('GeoMIM: no init_from, the student starts from random weights', logger='current')
             return
-        report = load_pretrained(self.student, self.init_from)
+        report = load_pretrained(self.student, open_source(self.init_from))
         print_log(f'GeoMIM: {report.describe()}', logger='current')
 
     def forward(

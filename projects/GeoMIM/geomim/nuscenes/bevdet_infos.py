@@ -14,23 +14,24 @@ from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 import mmengine
 
 from ..atomic import atomic_path
-from .infos import SPLITS, find_version, info_names, make_infos, pose_matrix
+from ..checkpoints.info_files import describe_if_old, read_infos
+from .infos import BESIDE, find_version, info_names, make_infos, pose_matrix, read_table, splits_of
 
 LINKS = ('scene_token', 'prev', 'next')
 
 
-def bevdet_info_names() -> Tuple[str, ...]:
-    """File names of the info files, in the order of ``geomim.nuscenes.infos.info_names()``."""
-    return tuple(f'bevdet_infos_{split}.pkl' for split in SPLITS)
+def bevdet_info_names(version: str = '') -> Tuple[str, ...]:
+    """File names of the info files, in the order of ``geomim.nuscenes.infos.info_names(version)``."""
+    return tuple(f'bevdet_infos_{split}.pkl' for split in splits_of(version))
 
 
 def make_bevdet_infos(root: Path, out: Optional[Path] = None, version: str = '', force: bool = False) -> Path:
-    """Make bevdet_infos_train.pkl and bevdet_infos_val.pkl; files that are there are left as they are.
+    """Make bevdet_infos_train.pkl and bevdet_infos_val.pkl, or bevdet_infos_test.pkl; what is there is left as it is.
 
     Args:
         root: nuScenes folder.
         out: where the files go; ``root`` if None. mmdet3d's info files are taken from there, else from ``root``, else
-            made there.
+            made there; those of mmdet3d before 1.1 do not count.
         version: of the tables, found if empty.
         force: make them anew; mmdet3d's own are made only if they are absent.
 
@@ -42,21 +43,26 @@ def make_bevdet_infos(root: Path, out: Optional[Path] = None, version: str = '',
     """
     root = root.expanduser().resolve()
     version, out = version or find_version(root), (out or root).expanduser().resolve()
-    if all((out / name).is_file() for name in bevdet_info_names()) and not force:
+    if all((out / name).is_file() for name in bevdet_info_names(version)) and not force:
         return out
-    folders = [folder for folder in (out, root) if all((folder / name).is_file() for name in info_names())]
+    names = info_names(version)
+    folders = [folder for folder in (out, root, out / BESIDE, root / BESIDE) if _has_infos(folder, names)]
     base = folders[0] if folders else make_infos(root, out, version)
-    files = {name: mmengine.load(str(base / name)) for name in info_names()}
+    files = {name: read_infos(base / name) for name in names}
     for name, file in files.items():
         found = file['metainfo'].get('version', version)
         if found != version:
             raise ValueError(f'{base / name} was made of {found}, the tables are {root / version}; make it anew first')
     links, poses = _read_tables(root / version, [info for file in files.values() for info in file['data_list']])
-    for (name, file), ours in zip(files.items(), bevdet_info_names()):
+    for (name, file), ours in zip(files.items(), bevdet_info_names(version)):
         extended = dict(file, data_list=[_extended(info, links, poses, base / name) for info in file['data_list']])
         with atomic_path(out / ours) as temporary:
             mmengine.dump(extended, temporary, file_format='pkl')
     return out
+
+
+def _has_infos(folder: Path, names: Sequence[str]) -> bool:
+    return all((folder / name).is_file() and not describe_if_old(folder / name) for name in names)
 
 
 def _read_tables(folder: Path, infos: Sequence[Mapping[str, Any]]) -> Tuple[Dict[str, Any], Dict[str, List[Any]]]:
@@ -65,20 +71,17 @@ def _read_tables(folder: Path, infos: Sequence[Mapping[str, Any]]) -> Tuple[Dict
     One table at a time: the full data set's sample_data and ego_pose hold millions of rows, of which few are kept.
     """
     wanted = {camera['sample_data_token'] for info in infos for camera in info['images'].values()}
-    scenes = {row['token']: row['name'] for row in mmengine.load(str(folder / 'scene.json'))}
+    scenes = {row['token']: row['name'] for row in read_table(folder / 'scene.json')}
     samples = {
-        row['token']: dict(row, scene_name=scenes.get(row['scene_token']))
-        for row in mmengine.load(str(folder / 'sample.json'))
+        row['token']: dict(row, scene_name=scenes.get(row['scene_token'])) for row in read_table(folder / 'sample.json')
     }
     pose_of = {
-        row['token']: row['ego_pose_token']
-        for row in mmengine.load(str(folder / 'sample_data.json'))
-        if row['token'] in wanted
+        row['token']: row['ego_pose_token'] for row in read_table(folder / 'sample_data.json') if row['token'] in wanted
     }
     wanted_poses = set(pose_of.values())
     matrices = {
         row['token']: pose_matrix(row).tolist()
-        for row in mmengine.load(str(folder / 'ego_pose.json'))
+        for row in read_table(folder / 'ego_pose.json')
         if row['token'] in wanted_poses
     }
     return samples, {token: matrices[pose] for token, pose in pose_of.items() if pose in matrices}

@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any, Dict, List, Mapping, Optional, Tuple
 
 import cv2
-import mmengine
 import numpy as np
 from mmengine.logging import print_log
 
 from ..atomic import atomic_path
-from .infos import SPLITS, find_version, info_names, make_infos
+from ..checkpoints.info_files import read_infos
+from .infos import find_version, info_names, make_infos, splits_of
 
 CLASSES = (
     'car', 'truck', 'trailer', 'bus', 'construction_vehicle', 'bicycle', 'motorcycle', 'pedestrian', 'traffic_cone',
@@ -52,12 +52,12 @@ def make_image_labels(root: Path, out: Optional[Path] = None, version: str = '',
 
     root = root.expanduser().resolve()
     version, out = version or find_version(root), (out or root).expanduser().resolve()
-    if all((out / f'nuscenes_2d_{split}.json').is_file() for split in SPLITS) and not force:
+    if all((out / f'nuscenes_2d_{split}.json').is_file() for split in splits_of(version)) and not force:
         return out
-    make_infos(root, out, version)
+    base = make_infos(root, out, version)
     tables = NuScenes(version, str(root), verbose=False)
-    for split, name in zip(SPLITS, info_names()):
-        infos = mmengine.load(str(out / name))['data_list']
+    for split, name in zip(splits_of(version), info_names(version)):
+        infos = read_infos(base / name)['data_list']
         if all('pts_semantic_mask_path' in info for info in infos):
             _write_semantics(tables, infos, out, split)
         else:

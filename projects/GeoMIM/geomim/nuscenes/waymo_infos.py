@@ -14,6 +14,7 @@ import mmengine
 import numpy as np
 
 from ..atomic import atomic_path
+from ..checkpoints.info_files import read_infos
 from .infos import SPLITS
 
 CAMERAS = ('CAM_FRONT', 'CAM_FRONT_LEFT', 'CAM_FRONT_RIGHT', 'CAM_SIDE_LEFT', 'CAM_SIDE_RIGHT')
@@ -44,14 +45,14 @@ def make_waymo_infos(root: Path) -> Path:
         ``root``.
 
     Raises:
-        ValueError: no info files, or a rig that lacks one of Waymo's cameras.
+        ValueError: no info files, or a rig that lacks a LiDAR or one of Waymo's cameras.
     """
     root = root.expanduser().resolve()
     for split, name in zip(SPLITS, waymo_info_names()):
         source = root / f'nuscenes_infos_{split}.pkl'
         if not source.is_file():
             raise ValueError(f'{root} has no {source.name}; python -m geomim infos {root} --for mmdet3d makes it')
-        infos = mmengine.load(source)
+        infos = read_infos(source)
         labels = {number: NAMES.get(text) for text, number in infos['metainfo']['categories'].items()}
         frames = [
             waymo_info(info, index, labels, root) for index, info in enumerate(infos['data_list'], _first_index(split))
@@ -70,9 +71,11 @@ def _first_index(split: str) -> int:
 
 def waymo_info(info: Mapping[str, Any], index: int, labels: Mapping[int, Any], root: Path) -> Dict[str, Any]:
     """One frame as mmdet3d's Waymo converter describes it; writes its points."""
+    if 'lidar_path' not in info['lidar_points']:
+        raise ValueError(f'sample {info["token"]}: no LiDAR, of which Waymo files name the points')
     lidar2ego = np.asarray(info['lidar_points']['lidar2ego'], dtype=np.float64)
     path = root / POINTS / f'{index:07d}.bin'
-    _write_points(root / 'samples' / 'LIDAR_TOP' / Path(info['lidar_points']['lidar_path']).name, path, lidar2ego)
+    _write_points(root / 'samples' / 'LIDAR_TOP' / info['lidar_points']['lidar_path'], path, lidar2ego)
     instances = _instances(info['instances'], labels, lidar2ego)
     return {
         'sample_idx': index,
@@ -100,7 +103,7 @@ def _images(info: Mapping[str, Any], ego2lidar: np.ndarray) -> Dict[str, Any]:
         cam2img[:, :3] = np.asarray(camera['cam2img'])[:3, :3]
         lidar2cam = np.asarray(camera['lidar2cam']) @ ego2lidar
         images[name] = {
-            'img_path': Path(camera['img_path']).name,
+            'img_path': camera['img_path'],
             'lidar2cam': lidar2cam.tolist(),
             'cam2img': cam2img.tolist(),
             'lidar2img': (cam2img @ lidar2cam).tolist(),

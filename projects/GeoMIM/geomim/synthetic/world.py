@@ -11,6 +11,7 @@ import json
 import multiprocessing
 import os
 import shutil
+import threading
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import asdict
 from pathlib import Path
@@ -188,7 +189,8 @@ def _write_keyframes(staging: Path, recipe: Recipe, workers: int, progress: Prog
             progress(done, len(jobs))
         return
     # spawned, not forked: a fork of a process that has used OpenCV or torch may hang
-    with one_thread_each(), ProcessPoolExecutor(workers, multiprocessing.get_context('spawn')) as pool:
+    context = multiprocessing.get_context('spawn')
+    with one_thread_each(), ProcessPoolExecutor(workers, context, initializer=_end_with_parent) as pool:
         pending: Set[Future[None]] = {pool.submit(_do, staging, recipe, *job) for job in open_jobs}
         try:
             while pending:
@@ -201,6 +203,18 @@ def _write_keyframes(staging: Path, recipe: Recipe, workers: int, progress: Prog
             for future in pending:
                 future.cancel()
             raise
+
+
+def _end_with_parent() -> None:
+    """Let a worker end when its parent has ended, however that was; the pool ends its workers only when it can."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 @contextlib.contextmanager

@@ -12,7 +12,8 @@ from typing import Dict, Mapping, Tuple
 from torch import Tensor, nn
 
 from ..atomic import PathLike
-from ..checkpoints.files import LoadReport, other_shapes, read_checkpoint, some, tensors_of
+from ..checkpoints.files import LoadReport, Origin, other_shapes, some, weights_of
+from ..checkpoints.reading import open_checkpoint
 from .sparse_kernels import reorder_kernels
 
 # Names in a file -> roles, by prefix; the first match counts. mmdet3d's checkpoints use the detector's own names.
@@ -61,7 +62,7 @@ def load_teacher_weights(detector: nn.Module, path: PathLike, layout: str = 'aut
     if layout not in LAYOUTS:
         raise ValueError(f'checkpoint layout must be one of {LAYOUTS}, got {layout!r}')
     source = str(path)
-    tensors = _read(path)
+    tensors, origin = _read(path)
     layout = detect_layout(tensors) if layout == 'auto' else layout
     prefix = 'pts_' if hasattr(detector, 'pts_middle_encoder') else ''
     renamed = rename(tensors, layout, prefix)
@@ -77,12 +78,12 @@ def load_teacher_weights(detector: nn.Module, path: PathLike, layout: str = 'aut
         needed[name] = value
     detector.load_state_dict(needed, strict=True)
     ignored = tuple(sorted(name for name in renamed if name not in needed))
-    return LoadReport(source, layout, tuple(chosen), unused=ignored, kernel_order=order)
+    return LoadReport(source, layout, tuple(chosen), unused=ignored, kernel_order=order, origin=origin)
 
 
-def _read(path: PathLike) -> Dict[str, Tensor]:
+def _read(path: PathLike) -> Tuple[Dict[str, Tensor], Origin]:
     try:
-        return tensors_of(read_checkpoint(path), str(path))
+        return weights_of(open_checkpoint(path))
     except FileNotFoundError as error:
         raise ValueError(f'teacher checkpoint {path}: no such file') from error
     except ValueError as error:

@@ -6,12 +6,18 @@ from typing import Any, Dict, List, Optional, Sequence
 
 import numpy as np
 from mmdet3d.evaluation.metrics import NuScenesMetric
-from mmengine.fileio import load
+from mmengine.fileio import get, load
 from mmengine.logging import print_log
 from mmengine.registry import METRICS
 
+from ...checkpoints.info_files import read_infos
 from ...mmengine.rig import sample_name
+from ...nuscenes.infos import TEST
+from ..poses import lidar_frame
 from .transform import transform_boxes
+
+# what nuScenes' server wants to be told of a submission
+CAMERAS_ONLY = dict(use_camera=True, use_lidar=False, use_radar=False, use_map=False, use_external=False)
 
 
 @METRICS.register_module()
@@ -21,17 +27,36 @@ class EgoNuScenesMetric(NuScenesMetric):
     Samples carry ``lidar2key_ego`` in their meta information; boxes go back into the LiDAR frame by its inverse. They also
     carry their ``token``, by which they find their poses: the dataset has its own order, not the info file's. Where no
     sample has a box in range, as early in training, the scores are 0 with a warning; the devkit raises an obscure error.
+    ``modality``, which a submission's file repeats, is cameras only unless it is given.
     """
+
+    def __init__(self, *args: Any, modality: Optional[Dict[str, bool]] = None, **kwargs: Any) -> None:
+        super().__init__(*args, modality=modality or dict(CAMERAS_ONLY), **kwargs)
 
     def process(self, data_batch: Dict[str, Any], data_samples: Sequence[Dict[str, Any]]) -> None:
         """Take in a batch of predictions.
 
         Raises:
-            ValueError: a sample without ``lidar2key_ego`` or ``token``.
+            ValueError: a sample without ``lidar2key_ego`` or ``token``, or scores of the test split.
         """
+        if not self.format_only and (self.dataset_meta or {}).get('version') == TEST:
+            raise ValueError(
+                f'{self.ann_file}: {TEST} has no annotations to score against; test_evaluator.format_only=True and '
+                'test_evaluator.jsonfile_prefix=FOLDER write the results for a submission'
+            )
         super().process(data_batch, [self._in_lidar_frame(sample) for sample in data_samples])
         for result, sample in zip(self.results[-len(data_samples) :], data_samples):
             result['token'] = sample['token']
+
+    def compute_metrics(self, results: List[Dict[str, Any]]) -> Dict[str, float]:
+        """mmdet3d's scores, or none with ``format_only``.
+
+        Raises:
+            ValueError: an info file that ``read_infos`` refuses; mmdet3d would execute what it holds.
+        """
+        read_infos(self.ann_file, get(self.ann_file, backend_args=self.backend_args))
+        scores: Dict[str, float] = super().compute_metrics(results)
+        return scores
 
     def format_results(
         self, results: List[Dict[str, Any]], classes: Optional[List[str]] = None, jsonfile_prefix: Optional[str] = None
@@ -45,6 +70,7 @@ class EgoNuScenesMetric(NuScenesMetric):
         strange = [result['token'] for result in results if result['token'] not in places]
         if strange:
             raise ValueError(f'sample {strange[0]} is not in {self.ann_file}; take the info file of the dataset')
+        self.data_infos = [dict(info, lidar_points=lidar_frame(info)) for info in self.data_infos]
         placed = [dict(result, sample_idx=places[result['token']]) for result in results]
         return super().format_results(placed, classes, jsonfile_prefix)
 

@@ -8,7 +8,7 @@ from ..occupancy.metric import OccupancyMetric
 from .dataset import BEVDET_CLASSES, BEVDetCBGSDataset, BEVDetNuScenesDataset
 from .loading import BoxesToKeyEgo, LoadSurroundFrames
 from .preprocessor import BEVDetDataPreprocessor
-from .transforms import BEVDetBEVAug, KeyFrameDepthMaps, PackBEVDetInputs, SurroundFramesAug
+from .transforms import BEVDetBEVAug, KeyFrameDepthMaps, ObjectInViewFilter, PackBEVDetInputs, SurroundFramesAug
 
 __all__ = [
     'BEVDET_CLASSES',
@@ -25,6 +25,7 @@ __all__ = [
     'LoadBEVMapLabels',
     'LoadOccupancyLabels',
     'LoadSurroundFrames',
+    'ObjectInViewFilter',
     'OccupancyMetric',
     'PackBEVDetInputs',
     'SurroundFramesAug',

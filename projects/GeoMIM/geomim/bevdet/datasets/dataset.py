@@ -5,10 +5,13 @@ from __future__ import annotations
 from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 
 import numpy as np
-from mmdet3d.datasets import CBGSDataset, NuScenesDataset
-from mmengine.dataset import BaseDataset
+from mmdet3d.datasets.transforms import LoadPointsFromFile
 from mmengine.fileio import join_path
 from mmengine.registry import DATASETS
+
+from ...mmdet3d.datasets import GeoMIMCBGSDataset
+from ...mmdet3d.nuscenes_dataset import PlainNuScenesDataset
+from ..poses import lidar_frame
 
 # The order of the published detectors' classes; mmdet3d's own differs
 BEVDET_CLASSES = (
@@ -50,8 +53,8 @@ def past_offsets(multi_adj_frame_id_cfg: Optional[Sequence[int]], stereo: bool =
 
 
 @DATASETS.register_module()
-class BEVDetNuScenesDataset(NuScenesDataset):
-    """mmdet3d's ``NuScenesDataset`` that hands every sample its past keyframes, scene by scene in the order of time.
+class BEVDetNuScenesDataset(PlainNuScenesDataset):
+    """``PlainNuScenesDataset`` that hands every sample its past keyframes, scene by scene in the order of time.
 
     A past frame before the start of its scene is replaced with the key frame itself. So does BEVDet, but in the scene that
     the file begins with, where it takes the first frame. Here a scene's place in the file does not count, unless
@@ -64,7 +67,7 @@ class BEVDetNuScenesDataset(NuScenesDataset):
         clamp_first_scene: in the first scene of the file its first frame stands in, as in BEVDet.
         use_valid_flag: boxes with at least one LiDAR or radar point (BEVDet), else with at least one LiDAR point.
         metainfo: as mmdet3d's; the default has the class order of the published detectors.
-        kwargs: of ``NuScenesDataset``; ``ann_file`` is made by ``python -m geomim infos``, ``data_prefix`` may have
+        kwargs: of ``PlainNuScenesDataset``; ``ann_file`` is made by ``python -m geomim infos``, ``data_prefix`` may have
             ``occupancy``, the folder of Occ3D's labels.
 
     Writes:
@@ -74,7 +77,7 @@ class BEVDetNuScenesDataset(NuScenesDataset):
 
     Raises:
         ValueError: a range that is none, or info files without links or with links that lead to another scene, to a
-            later time, or out of the file.
+            later time, or out of the file, or without a LiDAR whose points the pipeline loads.
     """
 
     def __init__(
@@ -105,9 +108,20 @@ class BEVDetNuScenesDataset(NuScenesDataset):
         kept = {key: value for key, value in info.items() if key not in ('lidar_sweeps', 'cam_instances')}
         if self.test_mode:
             kept.setdefault('instances', [])  # a recording without annotations
-        parsed: Dict[str, Any] = super().parse_data_info(kept)
+        kept['lidar_points'] = lidar_frame(info)
+        parsed = self._parsed(kept)
         if 'occupancy' in self.data_prefix:
             parsed['occupancy_path'] = self._occupancy_path(info)
+        return parsed
+
+    def _parsed(self, info: Dict[str, Any]) -> Dict[str, Any]:
+        """By mmdet3d, which asks for the file of a LiDAR even if there is none."""
+        modality = self.modality
+        try:
+            self.modality = dict(modality, use_lidar=modality['use_lidar'] and 'lidar_path' in info['lidar_points'])
+            parsed: Dict[str, Any] = super().parse_data_info(info)
+        finally:
+            self.modality = modality
         return parsed
 
     def _occupancy_path(self, info: Mapping[str, Any]) -> str:
@@ -120,6 +134,7 @@ class BEVDetNuScenesDataset(NuScenesDataset):
 
     def load_data_list(self) -> List[Dict[str, Any]]:
         data_list: List[Dict[str, Any]] = super().load_data_list()
+        self._check_lidar(data_list)
         starts: Dict[str, float] = {}
         for info in data_list:
             starts[info['scene_token']] = min(info['timestamp'], starts.get(info['scene_token'], np.inf))
@@ -130,6 +145,15 @@ class BEVDetNuScenesDataset(NuScenesDataset):
             dict(info, past_frames=self._past_frames(info, by_token, info['scene_token'] == clamped))
             for info in data_list
         ]
+
+    def _check_lidar(self, data_list: Sequence[Mapping[str, Any]]) -> None:
+        """A rig without a LiDAR is found out before a worker looks for its points."""
+        absent = [info['token'] for info in data_list if 'lidar_path' not in info['lidar_points']]
+        if absent and any(isinstance(step, LoadPointsFromFile) for step in self.pipeline.transforms):
+            raise ValueError(
+                f'{self.ann_file}: sample {absent[0]} has no LiDAR, of which LoadPointsFromFile in the pipeline reads; BEVDet and '
+                'BEVDet4D need no points, the depth labels of BEVDepth4D and BEVStereo4D do'
+            )
 
     def _past_frames(
         self, info: Mapping[str, Any], by_token: Mapping[str, Mapping[str, Any]], clamped: bool
@@ -163,25 +187,5 @@ class BEVDetNuScenesDataset(NuScenesDataset):
 
 
 @DATASETS.register_module()
-class BEVDetCBGSDataset(CBGSDataset):
-    """mmdet3d's ``CBGSDataset`` (same arguments) for data in which a class may be absent.
-
-    Every class that is there gets the same number of samples; mmdet3d divides by the zero share of an absent one.
-
-    Raises:
-        ValueError: no sample has any of the classes.
-    """
-
-    def _get_sample_indices(self, dataset: BaseDataset) -> List[int]:
-        holders: Dict[int, List[int]] = {label: [] for label in range(len(self.metainfo['classes']))}
-        for index in range(len(dataset)):
-            for label in dataset.get_cat_ids(index):
-                if label != -1:  # a thing of no class
-                    holders[label].append(index)
-        present = [indices for indices in holders.values() if indices]
-        if not present:
-            raise ValueError(
-                f'BEVDetCBGSDataset: none of the {len(dataset)} samples has a box of {list(self.metainfo["classes"])}'
-            )
-        share = sum(map(len, present)) / len(self.metainfo['classes'])
-        return [int(index) for indices in present for index in np.random.choice(indices, max(1, int(share)))]
+class BEVDetCBGSDataset(GeoMIMCBGSDataset):
+    """``GeoMIMCBGSDataset`` by the name that configs of the BEVDet family know."""

@@ -13,7 +13,7 @@ from ...adapter.checks import WarnOnce, check_egos, check_past
 from ...mmdet3d.loading import LoadCameraRig, LoadSurroundImages
 from ...mmengine.rig import sample_name
 from ..boxes.transform import transform_boxes
-from ..poses import camera_pose, stored_pose
+from ..poses import camera_pose, lidar_frame, stored_pose
 from .data_config import DataConfig
 
 
@@ -114,7 +114,7 @@ class BoxesToKeyEgo(BaseTransform):
             )
         where = sample_name(results)
         lidar2global = stored_pose(results, 'ego2global', where, self._warn) @ stored_pose(
-            results['lidar_points'], 'lidar2ego', where, self._warn
+            lidar_frame(results), 'lidar2ego', where, self._warn
         )
         key_ego2global = camera_pose(results, self.ego_camera or results['cam_names'][0])
         results['lidar2key_ego'] = np.linalg.inv(key_ego2global) @ lidar2global

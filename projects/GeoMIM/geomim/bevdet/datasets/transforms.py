@@ -20,6 +20,7 @@ from ...mmdet3d.loading import image_size, point_source
 from ...mmdet3d.transforms import SurroundImageAug, warp_image
 from ...mmengine.rig import build_rig, sample_name
 from ..boxes.transform import transform_boxes
+from ..boxes.visibility import boxes_in_view
 from ..occupancy.labels import as_element
 from ..poses import frame_poses
 from .data_config import BDAConfig, BEVDraw, DataConfig
@@ -31,6 +32,7 @@ META_KEYS = (
     'cam_names',
     'img_path',
     'lidar_path',
+    'dropped_points',
     'lidar2key_ego',
     'box_type_3d',
     'box_mode_3d',
@@ -132,6 +134,35 @@ class BEVDetBEVAug(BaseTransform):
 
     def __repr__(self) -> str:
         return f'{type(self).__name__}(bda_aug_conf={self.config}, training={self.training})'
+
+
+@TRANSFORMS.register_module()
+class ObjectInViewFilter(BaseTransform):
+    """Drops boxes that no camera of the key frame sees, for rigs that leave a part of the surroundings out of sight.
+
+    A box stays if any part of it, however small, projects into an augmented image; what hides it there is not looked at.
+    Goes after the annotations are loaded and the images augmented, before or after the boxes' own steps.
+
+    Writes:
+        gt_bboxes_3d and gt_labels_3d of the boxes that stay.
+
+    Raises:
+        ValueError: images of different sizes, or cameras without their calibration.
+    """
+
+    def transform(self, results: Dict[str, Any]) -> Dict[str, Any]:
+        key = results['frames'][0] if 'frames' in results else results
+        if 'lidar2key_ego' in results:  # the boxes have left the LiDAR's frame
+            key = dict(key, lidar2cam=key['lidar2cam'] @ np.linalg.inv(results['lidar2key_ego']))
+        key = dict(key, bev_aug_matrix=results.get('bev_aug_matrix', np.eye(4)))
+        boxes = results['gt_bboxes_3d']
+        seen = boxes_in_view(boxes, build_rig([key], torch.float64), image_size(key)).any(dim=0)
+        results['gt_bboxes_3d'] = boxes[seen]
+        results['gt_labels_3d'] = results['gt_labels_3d'][seen.numpy()]
+        return results
+
+    def __repr__(self) -> str:
+        return f'{type(self).__name__}()'
 
 
 @TRANSFORMS.register_module()

@@ -24,14 +24,14 @@ from torch.utils.data import DataLoader
 
 from ...atomic import check_result_folder, result_folder
 from ...checkpoints.detector_loading import load_detector
-from ...nuscenes.infos import find_version
+from ...nuscenes.infos import TEST, find_version
+from ..boxes.metric import CAMERAS_ONLY
 from ..datasets import BEVDetNuScenesDataset
 from .frame_pictures import draw_frame, save_jpeg
 
 RESULTS, PICTURES = 'results_nusc.json', 'pictures'
 NAMES = (RESULTS, PICTURES)
-SPLITS = ('val', 'train')
-_CAMERAS_ONLY = dict(use_camera=True, use_lidar=False, use_radar=False, use_map=False, use_external=False)
+SPLITS = ('val', 'train', 'test')
 _BUILD_ERRORS = (KeyError, TypeError, AttributeError, AssertionError)
 
 Progress = Callable[[int, int], None]
@@ -46,7 +46,8 @@ class DetectionRequest:
         checkpoint: of ``geomim.bevdet`` or of BEVDet.
         data: nuScenes folder.
         out: folder to make, with results_nusc.json and pictures/.
-        split: 'val' or 'train'.
+        split: 'val', 'train', or 'test', that of v1.0-test, without annotations; None takes val, or test where ``data`` has
+            no other tables.
         ann_file: info file, in ``data`` unless it exists as it is; None takes that of the split.
         max_frames: the first ones in the order of the dataset; None takes all.
         score_threshold: of the boxes in pictures and counts; the results file has all that the head hands out.
@@ -63,7 +64,7 @@ class DetectionRequest:
     checkpoint: Path
     data: Path
     out: Path
-    split: str = 'val'
+    split: Optional[str] = None
     ann_file: Optional[Path] = None
     max_frames: Optional[int] = None
     score_threshold: float = 0.3
@@ -73,8 +74,8 @@ class DetectionRequest:
     force: bool = False
 
     def __post_init__(self) -> None:
-        if self.split not in SPLITS:
-            raise ValueError(f'split must be {" or ".join(SPLITS)}, got {self.split!r}')
+        if self.split is not None and self.split not in SPLITS:
+            raise ValueError(f'split must be one of {", ".join(SPLITS)}, got {self.split!r}')
         if self.max_frames is not None and self.max_frames < 1:
             raise ValueError(f'max_frames must be at least 1, got {self.max_frames}')
         if not 0 <= self.score_threshold <= 1:
@@ -226,11 +227,13 @@ def build_dataset(config: Config, request: DetectionRequest) -> BEVDetNuScenesDa
         ValueError: a folder that is no nuScenes root, an info file that is absent, or another kind of dataset.
     """
     root = request.data.expanduser().resolve()
-    version = find_version(root)
-    name = request.ann_file or Path(f'bevdet_infos_{request.split}.pkl')
+    version = TEST if request.split == 'test' else find_version(root)
+    split = request.split or ('test' if version == TEST else 'val')
+    name = request.ann_file or Path(f'bevdet_infos_{split}.pkl')
     ann_file = name.resolve() if name.is_file() and request.ann_file else root / name
     if not ann_file.is_file():
-        raise ValueError(f'info file {ann_file} does not exist; python -m geomim infos {request.data} makes it')
+        option = f' --version {TEST}' if split == 'test' else ''
+        raise ValueError(f'info file {ann_file} does not exist; python -m geomim infos {request.data}{option} makes it')
     settings = copy.deepcopy(config.test_dataloader.dataset)
     metainfo = dict(settings.get('metainfo') or {}, version=version)
     settings.update(data_root=f'{root}/', ann_file=str(ann_file), metainfo=metainfo, test_mode=True)
@@ -275,7 +278,7 @@ def _metric(config: Config, dataset: BEVDetNuScenesDataset, folder: Path) -> Any
         raise ValueError(f'test_evaluator must be one metric, got {config.test_evaluator!r}')
     settings = copy.deepcopy(config.test_evaluator)
     settings.update(data_root=dataset.data_root, ann_file=dataset.ann_file, format_only=True)
-    settings.update(jsonfile_prefix=str(folder), modality=_CAMERAS_ONLY)
+    settings.update(jsonfile_prefix=str(folder), modality=dict(CAMERAS_ONLY))
     metric = METRICS.build(settings)
     metric.dataset_meta = dataset.metainfo
     return metric

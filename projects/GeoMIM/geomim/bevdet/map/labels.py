@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 from pathlib import Path
 from typing import Any, Dict, Mapping, Optional, Sequence
 
@@ -14,7 +13,7 @@ from mmengine.registry import TRANSFORMS
 from mmengine.structures import PixelData
 
 from ...mmengine.rig import sample_name
-from ...nuscenes.infos import find_version
+from ...nuscenes.infos import VERSIONS, find_version, read_table
 from ..poses import camera_pose
 from .layers import read_areas
 from .spec import MAP_CLASSES, MapSpec
@@ -25,12 +24,14 @@ def scene_locations(root: Path) -> Mapping[str, str]:
     """The map's name of every scene, by the scene's token, from a nuScenes folder's tables.
 
     Raises:
-        ValueError: a folder without tables.
+        ValueError: a folder without tables, or a table that is no JSON.
     """
-    folder = root / find_version(root)
-    scenes, logs = (json.loads((folder / f'{name}.json').read_text(encoding='utf-8')) for name in ('scene', 'log'))
-    locations = {log['token']: log['location'] for log in logs}
-    return {scene['token']: locations[scene['log_token']] for scene in scenes}
+    find_version(root)
+    locations: Dict[str, str] = {}
+    for folder in (root / version for version in VERSIONS if (root / version / 'scene.json').is_file()):
+        logs = {log['token']: log['location'] for log in read_table(folder / 'log.json')}
+        locations.update({scene['token']: logs[scene['log_token']] for scene in read_table(folder / 'scene.json')})
+    return locations
 
 
 @TRANSFORMS.register_module()

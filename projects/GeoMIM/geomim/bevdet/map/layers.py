@@ -91,7 +91,7 @@ def read_areas(root: Path, location: str, classes: Tuple[str, ...], line_width: 
         line_width: how wide a line counts, metres.
 
     Raises:
-        ValueError: the map's file is absent.
+        ValueError: the map's file is absent or no map.
     """
     chart = open_map(root, location)
     return tuple(
@@ -104,7 +104,7 @@ def open_map(root: Path, location: str) -> Any:
     """The devkit's ``NuScenesMap`` of a location, be it one of nuScenes' own four or not.
 
     Raises:
-        ValueError: the map's file is absent.
+        ValueError: the map's file is absent or no map.
     """
     path = root / 'maps' / 'expansion' / f'{location}.json'
     if not path.is_file():
@@ -115,6 +115,8 @@ def open_map(root: Path, location: str) -> Any:
     map_api.locations = [*known, location]  # it asserts that a name is one of these
     try:
         return map_api.NuScenesMap(str(root), location)
+    except Exception as error:  # no JSON, another version, absent layers: the devkit does not name the file
+        raise ValueError(f'{path} is no map ({type(error).__name__}: {error}): {DOWNLOAD}') from error
     finally:
         map_api.locations = known
 

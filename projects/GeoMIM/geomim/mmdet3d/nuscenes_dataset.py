@@ -1,0 +1,92 @@
+"""mmdet3d's nuScenes dataset over an info file that is read as plain data, its labels taken by their names."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any, Dict, List, Mapping, Optional
+
+import mmengine.fileio
+from mmdet3d.datasets import NuScenesDataset
+from mmengine.logging import print_log
+from mmengine.registry import DATASETS
+
+from ..checkpoints.info_files import read_infos
+
+
+@DATASETS.register_module()
+class PlainNuScenesDataset(NuScenesDataset):
+    """mmdet3d's ``NuScenesDataset`` (same arguments) that trusts an info file as little as it can.
+
+    The file is read without executing what it may hold. Its numbers of classes are those of its own ``categories``, where
+    mmdet3d takes the order of ``NuScenesDataset`` for granted; so classes of other names need no dataset of their own.
+
+    Args:
+        metainfo: as mmdet3d's; without ``version``, the file's.
+
+    Raises:
+        ValueError: a file that ``read_infos`` refuses or that has no sample, a class that is nowhere known, a label that the
+            file has no class for.
+    """
+
+    def __init__(self, *args: Any, metainfo: Optional[Mapping[str, Any]] = None, **kwargs: Any) -> None:
+        known = self.METAINFO['classes']
+        self._version = (metainfo or {}).get('version')
+        further = [name for name in (metainfo or {}).get('classes', ()) if name not in known]
+        # mmdet3d looks names up here, before the file is read, which may know more
+        self.METAINFO = dict(self.METAINFO, classes=(*known, *further))
+        super().__init__(*args, metainfo=metainfo, **kwargs)
+
+    def load_data_list(self) -> List[Dict[str, Any]]:
+        file = read_infos(self.ann_file, mmengine.fileio.get(self.ann_file))
+        if not file['data_list']:
+            raise ValueError(
+                f'{self.ann_file} has no sample: its data_list is empty. Are scenes of this split, by the names that '
+                'nuScenes-devkit lists for it, in the tables that the file was made of?'
+            )
+        self._take_metainfo(file['metainfo'])
+        # one entry per sample, or a list of one per camera
+        parsed = (self.parse_data_info(info) for info in file['data_list'])
+        return [entry for one in parsed for entry in (one if isinstance(one, list) else [one])]
+
+    def _take_metainfo(self, metainfo: Mapping[str, Any]) -> None:
+        for key, value in metainfo.items():
+            self._metainfo.setdefault(key, value)
+        version = metainfo.get('version')
+        if version and self._version is None:
+            self._metainfo['version'] = version
+        elif version and version != self._version:
+            print_log(
+                f'{self.ann_file} was made of {version}, but metainfo.version of the dataset is {self._version}, by which '
+                'its scores are computed; leave it out, or give the info files of that version',
+                'current',
+                level=logging.WARNING,
+            )
+        self.label_mapping = self._labels(metainfo.get('categories'))
+
+    def _labels(self, categories: Optional[Mapping[str, int]]) -> Dict[int, int]:
+        """By the file's number of a class, its place among the dataset's, or -1."""
+        classes, usual = list(self._metainfo['classes']), type(self).METAINFO['classes']
+        numbers = {name: number for name, number in (categories or {}).items() if number >= 0}
+        numbers = numbers or {name: number for number, name in enumerate(usual)}
+        unknown = [name for name in classes if name not in numbers and name not in usual]
+        if unknown:
+            raise ValueError(
+                f'metainfo.classes: {", ".join(map(repr, unknown))} is no class of {self.ann_file}, which has '
+                f'{", ".join(numbers)}. Take one of these names; or, if the samples have such things under another number, '
+                "name it in the file: infos['metainfo']['categories'] maps names to the numbers of bbox_label_3d"
+            )
+        labels = {-1: -1, **{number: classes.index(name) for name, number in numbers.items() if name in classes}}
+        return {**dict.fromkeys(numbers.values(), -1), **labels}
+
+    def parse_ann_info(self, info: Dict[str, Any]) -> Dict[str, Any]:
+        try:
+            parsed: Dict[str, Any] = super().parse_ann_info(info)
+        except KeyError as error:
+            label = error.args[0]
+            if label in self.label_mapping or not any(label in thing.values() for thing in info['instances']):
+                raise
+            raise ValueError(
+                f'{self.ann_file}: sample {info.get("token")} has a thing of class {label!r}, and the file has the classes '
+                f"{sorted(self.label_mapping)}: name it in infos['metainfo']['categories'], or give it -1, a thing of no class"
+            ) from error
+        return parsed
