@@ -28,7 +28,11 @@ def run_quietly(
 
 
 def let_timm_import() -> None:
-    """timm imports torchvision, whose operators are compiled for CUDA and fail beside a CPU build of torch; timm needs none."""
+    """Bring in timm where the set-up put it, with the torchvision that it imports.
+
+    torchvision's operators are compiled for CUDA and fail beside a CPU build of torch; timm needs none of them.
+    """
+    sys.path.append(str(Path(sys.prefix) / 'timm'))
     try:
         import torchvision  # noqa: F401
     except (ImportError, RuntimeError):
