@@ -66,8 +66,10 @@ def test_a_training_is_finished_when_its_checkpoint_is_whole_and_its_validation_
 
 
 SCRIPT = """
+import signal
 import sys
 from pathlib import Path
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell ignores it for what it starts in the background
 sys.path.insert(0, sys.argv[1])
 import runs
 

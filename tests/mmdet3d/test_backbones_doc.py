@@ -82,8 +82,9 @@ def check(name: str, found: Dict[str, Any], encoder: Path) -> None:
     exported = json.loads(encoder.with_suffix('.json').read_text())
     assert found['own'].keys() - exported.keys() == fresh
     assert {key: found['own'][key] for key in exported} == pytest.approx(exported), name
-    first, *rest = found['log'].splitlines()
+    first, origin, *rest = found['log'].splitlines()
     assert f'{len(exported)} tensors taken' in first
+    assert origin.startswith('  from ')
     what = f'{len(fresh)} ({", ".join(sorted(fresh))})'
     assert rest == ([f'  missing in the file, left at their initial values: {what}'] if fresh else [])
     sizes = [[-(-side // (4 << stage)) for side in (96, 160)] for stage in stages]

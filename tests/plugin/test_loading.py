@@ -15,7 +15,7 @@ NAMES = {
     'models': ['GeoMIMLidarTeacher', 'GeoMIMPretrainer', 'GeoMIMSwin'],
     'pipelines': ['GeoMIMLidarFrame'],
     'datasets': ['GeoMIMCBGSDataset'],
-    'hooks': ['GeoMIMEncoderExportHook', 'GeoMIMSeedHook', 'GeoMIMTeacherGuardHook'],
+    'hooks': ['GeoMIMCheckpointHook', 'GeoMIMEncoderExportHook', 'GeoMIMSeedHook', 'GeoMIMTeacherGuardHook'],
     'optimizers': ['GeoMIMLayerDecayOptimizerConstructor'],
 }
 
