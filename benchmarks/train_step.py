@@ -2,9 +2,11 @@
 
     python benchmarks/train_step.py --size base --precision fp32 bf16 --checkpointing off on --repeats 3
     python benchmarks/train_step.py --size base --against 'COMMAND'   # COMMAND prints a JSON line: times_s, peak_rss_gib
+    python benchmarks/train_step.py --configs configs/mmdet3d/pretrain/geomim_{swin-b,r50}_50e_nuscenes_256x704.py
 
-With ``--against`` the two take turns, so that a machine whose speed drifts favours neither. With ``--flops`` it
-also reports samples/s and, given ``--peak-tflops``, utilisation: matrix products of forward and backward over time.
+With ``--configs`` the students of pretraining configurations take turns, whatever their encoder. With ``--against`` a
+command takes turns with ours, so that a machine whose speed drifts favours neither. With ``--flops`` it also reports
+samples/s and, given ``--peak-tflops``, utilisation: matrix products of forward and backward over time.
 """
 
 from __future__ import annotations
@@ -15,13 +17,15 @@ import itertools
 import json
 import shlex
 import statistics
+from pathlib import Path
 from typing import Any, Dict
 
 import torch
 from measuring import apart, machine, peak_mib, spread, surround_rig, timed
 from torch.utils.flop_counter import FlopCounterMode
 
-from geomim import GeoMIM
+from geomim import GeoMIM, GeoMIMConfig
+from geomim.adapter.encoders import student_config
 from geomim.method.config import config_from_dict
 
 
@@ -44,11 +48,27 @@ def precision_context(precision: str, device: str) -> Any:
     return torch.autocast(kind, torch.bfloat16) if precision == 'bf16' else contextlib.nullcontext()
 
 
+def student_of(arguments: argparse.Namespace) -> GeoMIMConfig:
+    """Of the first configuration if there is one, else with a Swin of the given size."""
+    recompute = arguments.checkpointing[0] == 'on'
+    if not arguments.configs:
+        return config_from_dict(dict(encoder=dict(size=arguments.size), activation_checkpointing=recompute))
+    from mmengine.config import Config
+    from mmengine.registry import MODELS
+
+    import geomim.mmdet3d  # noqa: F401 - backbones of the host
+
+    student = Config.fromfile(arguments.configs[0]).model.student
+    student.activation_checkpointing = recompute
+    if 'with_cp' in student.encoder:
+        student.encoder.with_cp = recompute
+    return student_config(student, MODELS.build)
+
+
 def measure(arguments: argparse.Namespace) -> Dict[str, Any]:
     torch.manual_seed(0)
     precision, device = arguments.precision[0], arguments.device
-    student = dict(encoder=dict(size=arguments.size), activation_checkpointing=arguments.checkpointing[0] == 'on')
-    model = GeoMIM(config_from_dict(student)).to(device).train()
+    model = GeoMIM(student_of(arguments)).to(device).train()
     compiled = torch.compile(model) if arguments.compile else model
     inputs = make_inputs(arguments.batch, device)
     masks = model.draw_masks(torch.device(device), torch.Generator().manual_seed(0))
@@ -89,6 +109,7 @@ def describe(name: str, row: Dict[str, Any], arguments: argparse.Namespace) -> s
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--size', default='base', choices=('tiny', 'base', 'large'))
+    parser.add_argument('--configs', nargs='+', help='pretraining configurations, instead of --size')
     parser.add_argument('--precision', nargs='+', default=['fp32'], choices=('fp32', 'tf32', 'bf16'))
     parser.add_argument('--checkpointing', nargs='+', default=['off'], choices=('off', 'on'))
     parser.add_argument('--batch', type=int, default=1)
@@ -107,13 +128,16 @@ def main() -> None:
     if arguments.single:
         print(json.dumps(measure(arguments)))
         return
-    print(f'{machine(arguments.device)}, Swin {arguments.size}')
+    print(machine(arguments.device) if arguments.configs else f'{machine(arguments.device)}, Swin {arguments.size}')
+    students = [('--configs', config) for config in arguments.configs or []] or [()]
     for _ in range(arguments.rounds):
         if arguments.against:
             print(describe('against', apart(command=shlex.split(arguments.against)), arguments), flush=True)
-        for precision, checkpointing in itertools.product(arguments.precision, arguments.checkpointing):
-            row = apart('--single', '--precision', precision, '--checkpointing', checkpointing)
-            print(describe(f'{precision}, checkpointing {checkpointing}', row, arguments), flush=True)
+        choices = itertools.product(students, arguments.precision, arguments.checkpointing)
+        for student, precision, checkpointing in choices:
+            row = apart('--single', *student, '--precision', precision, '--checkpointing', checkpointing)
+            name = f'{Path(student[-1]).stem.split("_")[1]}, ' if student else ''
+            print(describe(f'{name}{precision}, checkpointing {checkpointing}', row, arguments), flush=True)
 
 
 if __name__ == '__main__':

@@ -38,7 +38,7 @@ from mmcv.runner.checkpoint import CheckpointLoader  # noqa: E402
 from mmcv.utils.logging import logger_initialized  # noqa: E402
 from mmdet3d.datasets import build_dataset  # noqa: E402
 from mmdet3d.datasets.dataset_wrappers import CBGSDataset  # noqa: E402
-from mmdet3d.models.builder import BACKBONES, DETECTORS  # noqa: E402
+from mmdet3d.models.builder import BACKBONES, DETECTORS, build_backbone  # noqa: E402
 
 from ..checkpoints.files import loading_safely  # noqa: E402
 from ..checkpoints.reading import Checkpoint, arrays_of, is_address, open_checkpoint  # noqa: E402
@@ -56,6 +56,7 @@ __all__ = [
     'HOOKS',
     'OPTIMIZER_BUILDERS',
     'PIPELINES',
+    'build_backbone',
     'build_dataset',
     'get_dist_info',
     'open_source',

@@ -12,14 +12,14 @@ from mmcv.runner import auto_fp16
 from mmdet.models.detectors import BaseDetector
 from torch import Tensor
 
+from ..adapter.encoders import start_backbone, student_config
 from ..adapter.measures import measure
 from ..adapter.seeds import mask_generator
 from ..adapter.step import PretrainBatch, pretrain_step
 from ..checkpoints.loading import load_pretrained
-from ..method.config import config_from_dict
 from ..method.depth import check_cloud
 from ..method.pretrainer import GeoMIM, PretrainOutput
-from .host import DETECTORS, get_dist_info, open_source, run_logger
+from .host import DETECTORS, build_backbone, get_dist_info, open_source, run_logger
 from .rig import STEP, read_img_inputs
 
 EVALUATION_SEED = 0
@@ -30,7 +30,7 @@ class GeoMIMPretrainer(BaseDetector):
     """GeoMIM pretraining (arXiv 2303.11325) on the data of a BEVDet pipeline.
 
     Args:
-        student: the student's sizes, see :func:`geomim.method.config.config_from_dict`.
+        student: the student's sizes and its encoder, see :func:`geomim.adapter.encoders.student_config`.
         teacher: config of a detector that turns point clouds into BEV maps, ``GeoMIMLidarTeacher``.
         init_from: MixMAE or pretraining checkpoint that starts the student; random weights if None.
         num_cams: N, as many as ``data_config.cams``.
@@ -57,7 +57,7 @@ class GeoMIMPretrainer(BaseDetector):
         test_cfg: Optional[Dict[str, Any]] = None,
     ) -> None:
         super().__init__(init_cfg)
-        config = config_from_dict(student, with_weights=init_from is not None)
+        config = student_config(student, build_backbone, with_weights=init_from is not None)
         self.student = GeoMIM(config)
         self.teacher = DETECTORS.build(teacher)
         self.teacher.record.check_student(config.view_transform.output_grid, config.target.channels)
@@ -66,7 +66,13 @@ class GeoMIMPretrainer(BaseDetector):
         self.iteration: Optional[int] = None
 
     def init_weights(self) -> None:
-        """Load ``init_from`` into the student and report what was taken; the teacher loads its own checkpoint when built."""
+        """Load ``init_from`` into the student, or the weights that a backbone's own config names, and report what was taken.
+
+        The teacher loads its own checkpoint when built.
+        """
+        started = start_backbone(self.student, open_source)
+        if started is not None:
+            run_logger().info(f'GeoMIM: {started.describe()}')
         if self.init_from is None:
             run_logger().info('GeoMIM: no init_from, the student starts from random weights')
             return

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Callable, Mapping, Optional, Sequence
 
 import numpy as np
@@ -24,6 +25,18 @@ def run_quietly(
     done = subprocess.run(command, capture_output=True, text=True, env=variables, cwd=cwd)
     assert done.returncode == status, done.stderr[-4000:]
     return done
+
+
+def let_timm_import() -> None:
+    """Bring in timm where the set-up put it, with the torchvision that it imports.
+
+    torchvision's operators are compiled for CUDA and fail beside a CPU build of torch; timm needs none of them.
+    """
+    sys.path.append(str(Path(sys.prefix) / 'timm'))
+    try:
+        import torchvision  # noqa: F401
+    except (ImportError, RuntimeError):
+        sys.modules['torchvision._meta_registrations'] = ModuleType('torchvision._meta_registrations')
 
 
 def wait_until(condition: Callable[[], bool], seconds: float = 60) -> None:

@@ -49,7 +49,7 @@ OUTSIDE = {
     'atomic': set(),
     'checkpoints': TORCH,
     'teachers': TORCH,
-    'adapter': TORCH,
+    'adapter': {*TORCH, 'timm'},
     'mmengine': {'torch', 'numpy', 'cv2', 'mmengine', 'mmcv'},
     'proofs': {'torch', 'numpy', 'mmdet3d', 'mmengine'},
     'synthetic': {'numpy', 'PIL', 'cv2', 'torch', 'tqdm', 'nuscenes'},

@@ -391,6 +391,11 @@ def install(host: Host, venv: Path, wanted: Optional[str]) -> None:
         pip(f'{names} from {wheels[0].parent.parent}', '--no-deps', '--force-reinstall', *map(str, wheels))
     extras = [*host.extras, *([os.environ.get('GEOMIM_SPCONV') or 'spconv'] if 'spconv' in host.imports else [])]
     pip(f'geomim with {", ".join([*extras, *host.packages])}', '-e', f'{ROOT}[{",".join(extras)}]', *host.packages)
+    if 'timm' in pins and host.mmcv == 'mmcv':
+        # beside the environment: PyPI's torchvision, which timm imports, fails in it where torch has no CUDA, and so would
+        # everything that looks for torchvision; tests/helpers.py brings the two in
+        aside = ['--no-deps', '--upgrade', '--target', str(venv / 'timm'), pins['timm'], pins['torchvision']]
+        steps.run('timm, for tests', [inside, '-m', 'pip', 'install', *aside])
     steps.run('check', [inside, '-c', f'import {host.imports}'])
 
 

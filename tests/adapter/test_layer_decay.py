@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from geomim.adapter.backbone import SwinBackbone
-from geomim.adapter.layer_decay import LayerDecay, describe_groups, swin_layer
+from geomim.adapter.layer_decay import LayerDecay, convnext_layer, describe_groups, swin_layer, vit_layer
 
 LR, DECAY = 2e-4, 0.05
 
@@ -106,3 +106,58 @@ def test_the_first_group_has_the_full_learning_rate() -> None:
 def test_an_optimizer_without_lr_is_refused() -> None:
     with pytest.raises(ValueError, match='must name its lr'):
         LayerDecay(0.5).groups(Detector(), None, DECAY)
+
+
+@pytest.mark.parametrize(
+    ('name', 'layer'),
+    [
+        ('stem.0.weight', 0),
+        ('downsample_layers.0.0.weight', 0),
+        ('stages.0.blocks.2.gamma', 1),
+        ('stages.1.1.gamma', 2),
+        ('stages.1.downsample.1.weight', 2),
+        ('downsample_layers.2.1.weight', 3),
+        ('stages.2.blocks.2.norm.weight', 3),
+        ('stages.2.3.norm.weight', 4),
+        ('stages.2.blocks.26.norm.weight', 11),
+        ('stages.3.downsample.1.weight', 12),
+        ('stages.3.2.gamma', 12),
+        ('norm3.weight', None),
+        ('head.norm.weight', None),
+    ],
+)
+def test_layers_of_a_convnext_are_those_of_its_own_finetuning(name: str, layer: Any) -> None:
+    """12 layers for depths (3, 3, 27, 3), under the names of timm and of the hosts."""
+    assert convnext_layer(name, (3, 3, 27, 3)) == layer
+
+
+@pytest.mark.parametrize(
+    ('name', 'layer'),
+    [('cls_token', 0), ('patch_embed.proj.weight', 0), ('reg_token', 0), ('blocks.0.norm1.weight', 1)]
+    + [('blocks.11.attn.qkv.weight', 12), ('layers.11.ln1.weight', 12), ('norm.weight', None), ('ln1.weight', None)],
+)
+def test_layers_of_a_plain_transformer(name: str, layer: Any) -> None:
+    assert vit_layer(name) == layer
+
+
+def test_every_family_shares_out_its_rates() -> None:
+    """A transformer of two blocks in timm's wrapper: 0.5 to the third for the embedding, the full rate behind the blocks."""
+    transformer = nn.Module()
+    transformer.patch_embed = nn.Linear(2, 2)
+    transformer.blocks = nn.ModuleList([nn.Linear(2, 2), nn.Linear(2, 2)])
+    transformer.norm = nn.LayerNorm(2)
+    model = nn.Module()
+    model.img_backbone = nn.Module()
+    model.img_backbone.model = transformer
+    found = settings(model, decay_rate=0.5)
+    inside = 'img_backbone.model.'
+    assert found[inside + 'patch_embed.weight'] == (0.125, DECAY)
+    assert found[inside + 'blocks.1.weight'] == (0.5, DECAY)
+    assert found[inside + 'norm.weight'] == (1.0, 0.0)
+
+
+def test_a_backbone_without_known_layers_is_named() -> None:
+    model = nn.Module()
+    model.backbone = nn.Conv2d(3, 3, 1)
+    with pytest.raises(ValueError, match='no Swin, plain vision transformer or ConvNeXt .* its backbone is a Conv2d'):
+        LayerDecay(0.8).groups(model, LR, DECAY)

@@ -41,6 +41,7 @@ NUMBERS = {
 }
 PUBLISHED = tuple(NUMBERS)
 BOXES = tuple(name for name in PUBLISHED if 'occ' not in name)
+GEOMIM_R50 = tuple(f'bevdet-r50{tail}-geomim' for tail in ('', '-4d-cbgs', '-4d-depth-cbgs', '-4d-stereo-cbgs'))
 MAPS = ('bevdet-r50-map-256x704', 'bevdet-swinb-map-256x704-geomim')
 TINY_BOXES = ('bevdepth4d_tiny_synthetic', 'bevdepth4d_rays_tiny_synthetic', 'bevstereo4d_tiny_synthetic')
 TINY_MAP, TINY_OCC = 'bevdepth4d_map_tiny_synthetic', 'bevstereo4docc_tiny_synthetic'
@@ -63,7 +64,7 @@ def of_type(pipeline: List[Dict[str, Any]], kind: str) -> Dict[str, Any]:
 def test_every_file_is_known_here(repository: Path) -> None:
     rooms = ('finetune', 'map_segmentation', 'occupancy')
     files = [path.stem for room in rooms for path in (repository / 'configs' / 'mmdet3d' / room).glob('*.py')]
-    assert sorted(files) == sorted((*PUBLISHED, *MAPS, *TINY))
+    assert sorted(files) == sorted((*PUBLISHED, *GEOMIM_R50, *MAPS, *TINY))
 
 
 @pytest.mark.parametrize(
@@ -77,7 +78,7 @@ def test_published_checkpoints_load_strictly(name: str, manifest: Any, read_conf
     assert not loaded.unexpected_keys
 
 
-@pytest.mark.parametrize('name', [*PUBLISHED, *MAPS, *TINY])
+@pytest.mark.parametrize('name', [*PUBLISHED, *GEOMIM_R50, *MAPS, *TINY])
 def test_every_part_is_registered(name: str, read_config: Read) -> None:
     config = read_config(name)
     assert config.custom_imports.imports == ['geomim.bevdet']
@@ -102,7 +103,7 @@ def test_every_part_is_registered(name: str, read_config: Read) -> None:
         METRICS.build(config.val_evaluator)
 
 
-@pytest.mark.parametrize('name', [*PUBLISHED, *MAPS, *TINY])
+@pytest.mark.parametrize('name', [*PUBLISHED, *GEOMIM_R50, *MAPS, *TINY])
 def test_data_fit_the_model(name: str, read_config: Read, build_empty: Build) -> None:
     config = read_config(name)
     model = build_empty(config)
@@ -196,6 +197,21 @@ def test_recipes_have_the_published_numbers(name: str, read_config: Read) -> Non
         assert config.val_evaluator.mask == 'camera'
     if 'swin' in name:
         assert tuple(config.model.img_backbone.window_size) == (16, 16, 16, 8 if boxes else 16)
+
+
+@pytest.mark.parametrize('name', GEOMIM_R50)
+def test_the_pretrained_resnet_starts_the_published_detector(name: str, read_config: Read) -> None:
+    """Nothing but the file of weights and the order of the channels, which pretraining sees as R, G, B, is another."""
+    config, published = read_config(name), read_config(name[: -len('-geomim')])
+    pretraining = read_config('geomim_r50_50e_nuscenes_256x704')
+    backbone, encoder = config.model.img_backbone, pretraining.model.student.encoder
+    shared = ('type', 'depth', 'norm_eval')
+    assert [backbone[key] for key in shared] == [encoder[key] for key in shared]
+    assert backbone.init_cfg.checkpoint.endswith(f'{Path(pretraining.filename).stem}/encoder_resnet.pth')
+    assert config.model.data_preprocessor.bgr_to_rgb
+    config.model.data_preprocessor.bgr_to_rgb = False
+    backbone.init_cfg = published.model.img_backbone.init_cfg
+    assert config.model == published.model
 
 
 @pytest.mark.parametrize('name', TINY)

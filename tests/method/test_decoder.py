@@ -134,13 +134,14 @@ def test_zero_start_of_cross_view_attention_survives_construction(make_config: C
 @pytest.mark.parametrize('size', [(4, 6), (2, 2), (6, 10)])
 def test_fusion_equals_its_written_out_form(size: Tuple[int, int], randomise_parameters: Randomise) -> None:
     encoder = SwinConfig(embed_dims=4, depths=(1, 1, 1, 1), num_heads=(1, 1, 2, 2), window_size=(4, 4, 4, 2))
-    fusion = StageFusion(encoder, DecoderConfig(dim=12, num_heads=2, fusion_window=3)).eval()
+    fusion = StageFusion(encoder.build(), DecoderConfig(dim=12, num_heads=2, fusion_window=3)).eval()
     randomise_parameters(fusion)
     masks = complementary_masks((size[0] * 16, size[1] * 16), 2) if size != (2, 2) else None
     fine, coarse = torch.randn(2, *size, 16), torch.randn(2, size[0] // 2, size[1] // 2, 32)
     raised = fusion.reduce(coarse).repeat_interleave(2, 1).repeat_interleave(2, 2)
     expected = fusion.embed(fusion.norm(fusion.smooth(fine + raised, WindowPlan.build(size, 3, masks))))
-    torch.testing.assert_close(fusion(fine, coarse, masks), expected)
+    maps = [fine.permute(0, 3, 1, 2), coarse.permute(0, 3, 1, 2)]
+    torch.testing.assert_close(fusion(maps, masks), expected)
     assert fusion.smooth.attn.w_msa.num_heads == 2
 
 

@@ -1,7 +1,7 @@
 """The smallest pretraining run through mmengine's real Runner: a configuration, and a script that runs it in a process of its own.
 
 python micro.py WORK_DIR DATA_ROOT [--config NAME] [--load-from FILE] [--iters N] [--epochs N] [--workers N] [--resume] [--kill-at N]
-    [--launcher pytorch]
+    [--launcher pytorch] [--encoder JSON]
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import argparse
 import json
 import os
 import signal
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -99,9 +100,16 @@ def main() -> None:
     parser.add_argument('--kill-at', type=int, default=-1)
     parser.add_argument('--resume', action='store_true')
     parser.add_argument('--launcher', default='none')
+    parser.add_argument('--encoder', type=json.loads)
     arguments = parser.parse_args()
     config = micro_config(arguments.work_dir, arguments.data_root, arguments.iters, arguments.config)
     config.load_from = arguments.load_from
+    if arguments.encoder:
+        sys.path.append(str(Path(__file__).resolve().parents[1]))
+        from helpers import let_timm_import
+
+        let_timm_import()
+        config.model.student.encoder = arguments.encoder
     if arguments.epochs:
         by_epoch(config, arguments.epochs)
     config.train_dataloader.num_workers = arguments.workers

@@ -61,12 +61,11 @@ class Checkout(NamedTuple):
         (folder / f'{config}.py').write_text(text)
 
 
-def block_of_docs(name: str) -> str:
-    """The block of docs/bevdet.md that is the config ``name``, with this repository's path in it."""
-    text = (ROOT / 'docs' / 'bevdet.md').read_text()
+def block_of_docs(name: str, page: str = 'bevdet.md') -> str:
+    """The block of a page that is the config ``name``, with this repository's path in it."""
+    text = (ROOT / 'docs' / page).read_text()
     found = [block for block in re.findall(r'```python\n(.*?)```', text, re.DOTALL) if block.startswith(f'# {name}\n')]
     assert len(found) == 1, name
-    assert PATH_IN_DOCS in found[0]
     return found[0].replace(PATH_IN_DOCS, f'{ROOT}/')
 
 
@@ -246,6 +245,41 @@ def test_documented_full_size_recipe_builds(name: str, checkout_of: Callable[[st
     assert found['keys'] == ['img_inputs', 'img_metas', 'lidar2key', 'points']
     assert 140e6 < found['parameters'] < 155e6
     assert found['map'] == [256, [180, 180]]
+
+
+@FORKS
+def test_the_codebases_own_resnet_pretrains_and_starts_its_detector(
+    name: str, checkout_of: Callable[[str], Checkout], pretrained: Callable[[str], Path]
+) -> None:
+    """The page's lines; the export fills the codebase's class by its own loader, which then gives the student's features."""
+    from mmcv.runner import load_checkpoint
+    from mmdet3d.models.builder import build_backbone
+
+    checkout, _ = checkout_of(name), pretrained(name)
+    text = block_of_docs('configs/geomim/pretrain_r50.py', 'your_backbone.md')
+    small = text.replace('depth=50', 'depth=18').replace("pretrained='torchvision://resnet50'", 'base_channels=16')
+    checkout.write('pretrain_r50', small.replace('./pretrain.py', './trial.py') + 'runner = dict(max_epochs=1)\n')
+    work_dir = checkout.train('pretrain_r50', 'work/resnet')
+    state = torch.load(work_dir / 'epoch_1.pth', map_location='cpu')['state_dict']
+    backbone = build_backbone(dict(type='ResNet', depth=18, base_channels=16, out_indices=(2, 3)))
+    load_checkpoint(backbone, str(work_dir / 'encoder_resnet.pth'), strict=True)
+    inside = 'student.encoder.backbone.'
+    own = {key[len(inside) :]: value for key, value in state.items() if key.startswith(inside)}
+    assert own.keys() == backbone.state_dict().keys()
+    assert all(torch.equal(value, own[key]) for key, value in backbone.state_dict().items())
+    if name == 'bevdet':
+        detector = block_of_docs('configs/geomim/finetune_r50.py', 'your_backbone.md')
+        detector = detector.replace('work_dirs/pretrain_r50', str(work_dir))
+        sizes = 'runner = dict(max_epochs=1)\nmodel = dict(img_backbone=dict(depth=18, base_channels=16), '
+        checkout.write('finetune_r50', detector)
+        checkout.write(
+            'small_r50', TRIAL.format(base='finetune_r50') + sizes + 'img_neck=dict(in_channels=[64, 128]))\n'
+        )
+        finetuned = checkout.train('small_r50', 'work/finetuned_resnet')
+        text = next(path for path in finetuned.glob('*.log') if path.suffix == '.log').read_text()
+        assert 'encoder_resnet.pth' in text
+        assert 'unexpected key' not in text
+        assert len(log_of(finetuned)) >= 2
 
 
 BUILD = """

@@ -14,7 +14,7 @@ from mmcv import Config
 from mmcv.parallel import MMDataParallel
 from mmcv.runner import build_optimizer, build_runner
 from mmcv.runner.hooks.lr_updater import CosineAnnealingLrUpdaterHook
-from mmdet3d.models.builder import DETECTORS, build_detector
+from mmdet3d.models.builder import DETECTORS, build_backbone, build_detector
 from torch import Tensor, nn
 
 import geomim.plugin  # noqa: F401
@@ -337,3 +337,20 @@ def test_a_run_resumes_bit_for_bit(
     start = fresh().state_dict()
     assert any(not torch.equal(whole[name], start[name]) for name in start)
     assert (tmp_path / 'whole' / 'encoder_bevdet.pth').is_file()
+
+
+def test_a_backbone_of_the_host_pretrains_in_passes(
+    student_config: Dict[str, Any], teacher_config: Dict[str, Any], make_rig: Any, tmp_path: Path
+) -> None:
+    """mmdet 2.x's own ResNet by the host's registry: one step, and its weights from a file of its own names."""
+    resnet = dict(type='ResNet', depth=18, base_channels=8, out_indices=(2, 3), norm_eval=False)
+    donor = build_backbone(dict(resnet))
+    torch.save({'state_dict': donor.state_dict()}, tmp_path / 'resnet.pth')
+    student = {**copy.deepcopy(student_config), 'encoder': dict(resnet, pretrained=str(tmp_path / 'resnet.pth'))}
+    model = build_detector(dict(type='GeoMIMPretrainer', student=student, teacher=copy.deepcopy(teacher_config)))
+    model.init_weights()
+    started = model.student.encoder.backbone.state_dict()
+    assert all(torch.equal(value, started[name]) for name, value in donor.state_dict().items())
+    losses = model(**batch(make_rig))
+    sum(losses.values()).backward()
+    assert all(parameter.grad is not None for parameter in model.student.encoder.parameters())

@@ -6,6 +6,7 @@ Layouts:
     mixmae     MixMAE ImageNet checkpoints (``layers.*``)
     bevdet     the encoder alone under bare Swin names, as BEVDet and its GeoMIM fork load it
     mmdet      the encoder alone under ``backbone.*``, with a flat position embedding, as mmdetection's Swin loads it
+    backbone   an encoder that is no Swin, alone, under the names of its own class
 """
 
 from __future__ import annotations
@@ -81,6 +82,8 @@ def detect_layout(names: Iterable[str]) -> Optional[str]:
         ('reference', _BACKBONE + 'patch_embed.projection.weight'),
         ('geomim', 'encoder.patch_embed.projection.weight'),
         ('geomim', 'student.encoder.patch_embed.projection.weight'),
+        ('geomim', 'decoder.mask_token'),
+        ('geomim', 'student.decoder.mask_token'),
         ('mixmae', 'layers.0.blocks.0.attn.qkv.weight'),
         ('mmdet', 'backbone.patch_embed.projection.weight'),
         ('bevdet', 'img_backbone.patch_embed.projection.weight'),
@@ -245,10 +248,11 @@ def to_geomim(state: State, layout: str, trunk_cross_views: int = 2) -> State:
 
 
 def export_encoder(state: State, layout: str = 'bevdet') -> State:
-    """The encoder of our pretraining weights, for finetuning, under the names of a host: ``'bevdet'`` or ``'mmdet'``.
+    """The encoder of our pretraining weights, for finetuning, under the names of a host: a Swin ``'bevdet'`` or ``'mmdet'``, any
+    other as ``'backbone'``.
 
     Raises:
-        ValueError: no encoder in ``state``, or another layout.
+        ValueError: no encoder in ``state``, or a layout that is not that of the encoder.
     """
     encoder = {
         name[len('encoder.') :]: value
@@ -257,6 +261,11 @@ def export_encoder(state: State, layout: str = 'bevdet') -> State:
     }
     if not encoder:
         raise ValueError(f'no encoder.* tensors to export; the names start with {sorted(state)[:5]}')
+    own = strip_prefix(encoder, 'backbone.')
+    if len(own) < len(encoder):  # beside what masking adds
+        if layout != 'backbone':
+            raise ValueError(f"the encoder is no Swin, and can be exported as 'backbone' alone, not {layout!r}")
+        return own
     for name in [name for name in encoder if name.endswith('relative_position_bias_table')]:
         index = relative_position_index(window_of_table(encoder[name].shape[0]))
         encoder[name.replace('bias_table', 'index')] = index

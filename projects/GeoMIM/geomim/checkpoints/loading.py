@@ -23,6 +23,7 @@ __all__ = [
     'detect_layout',
     'export_encoder',
     'from_geomim',
+    'load_backbone',
     'load_encoder',
     'load_pretrained',
     'read_checkpoint',
@@ -141,6 +142,35 @@ def load_encoder(encoder: SwinEncoder, weights: Weights, layout: str = 'auto') -
     return _fit(encoder, own, opened, unused, lambda name: not name.startswith('norm'))
 
 
+# under which a backbone's own names stand in files: a pretraining run, an export or a classifier, detectors of the hosts
+_BACKBONE_PREFIXES = ('', 'student.encoder.backbone.', 'encoder.backbone.', 'img_backbone.', 'backbone.', 'model.')
+
+
+def load_backbone(backbone: nn.Module, weights: Weights, owner: str, optional: Tuple[str, ...] = ()) -> LoadReport:
+    """Start a backbone of another codebase from a file with its own parameter names, whatever prefix they have there.
+
+    Args:
+        backbone: gets the weights.
+        weights: an exported encoder, a pretraining or detector checkpoint, a classifier.
+        owner: how messages call the backbone.
+        optional: starts of names that the file may lack.
+
+    Raises:
+        ValueError: another architecture, or tensors that are absent.
+    """
+    opened = _open(weights, f'{owner} names')
+    state, own = opened.state, backbone.state_dict().keys()
+    prefix = max(_BACKBONE_PREFIXES, key=lambda prefix: sum(prefix + name in state for name in own))
+    if not any(prefix + name in state for name in own):
+        raise ValueError(
+            f'{opened.source} holds no weights of {owner}: its names start with {some(tuple(sorted(state)), 4)}, those of '
+            f'the backbone with {some(tuple(sorted(own)), 4)}'
+        )
+    under = {name[len(prefix) :]: value for name, value in state.items() if name.startswith(prefix)}
+    unused = tuple(sorted(name for name in under.keys() - own if not is_derived(name)))
+    return _fit(backbone, under, opened, unused, lambda name: not name.startswith(optional))
+
+
 def check_encoder_layouts(layouts: Sequence[str], owner: str) -> Tuple[str, ...]:
     """The layouts, unless there is none or one in which no encoder can be exported: ``ValueError``."""
     unknown = [layout for layout in layouts if layout not in ENCODER_LAYOUTS]
@@ -156,16 +186,20 @@ def write_encoders(model: GeoMIM, path: PathLike, layouts: Sequence[str]) -> Dic
     Args:
         model: the student.
         path: a layout's name goes before its suffix: ``encoder.pth`` becomes ``encoder_bevdet.pth``.
-        layouts: names that :func:`geomim.checkpoints.layouts.export_encoder` knows.
+        layouts: names that :func:`geomim.checkpoints.layouts.export_encoder` knows; a backbone of another codebase has its own
+            names alone and gives one file, named after it: ``encoder_resnet.pth``.
 
     Returns:
-        The file of each layout.
+        The file of each layout, or of ``'backbone'``.
 
     Raises:
         ValueError: a layout that is not known.
     """
     state = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
     path = Path(path)
+    if not isinstance(model.encoder, SwinEncoder):
+        named = path.with_name(f'{path.stem}_{model.encoder.name.lower()}{path.suffix}')
+        return {'backbone': save_atomically(export_encoder(state, 'backbone'), named)}
     encoders = {layout: export_encoder(state, layout) for layout in layouts}
     return {
         layout: save_atomically(encoder, path.with_name(f'{path.stem}_{layout}{path.suffix}'))

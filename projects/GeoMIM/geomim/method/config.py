@@ -11,6 +11,7 @@ from .decoder import DecoderConfig
 from .depth import DepthBins
 from .grid import BEVGrid
 from .lift_splat import ViewTransformConfig
+from .masked_encoder import EncoderSpec
 from .pretrainer import GeoMIMConfig
 from .swin import SwinConfig
 from .target import TargetConfig
@@ -79,7 +80,8 @@ def view_transform_config(entries: Mapping[str, Any]) -> ViewTransformConfig:
 
 
 def config_from_dict(student: Mapping[str, Any], with_weights: bool = False) -> GeoMIMConfig:
-    """The record of a nested dictionary with the entries ``encoder``, ``decoder``, ``view_transform``, ``target`` and the plain fields of
+    """The record of a nested dictionary with the entries ``encoder`` (a Swin's sizes, or any
+    :class:`geomim.method.masked_encoder.EncoderSpec`), ``decoder``, ``view_transform``, ``target`` and the plain fields of
     :class:`geomim.GeoMIMConfig`.
 
     Args:
@@ -92,10 +94,11 @@ def config_from_dict(student: Mapping[str, Any], with_weights: bool = False) -> 
     plain: Dict[str, Any] = {
         name: value for name, value in student.items() if name not in ('encoder', 'decoder', 'view_transform', 'target')
     }
+    encoder = student.get('encoder', {})
     if with_weights:
         plain.setdefault('linear_init', 'torch')
     parts = {
-        'encoder': swin_config(student.get('encoder', {})),
+        'encoder': encoder if isinstance(encoder, EncoderSpec) else swin_config(encoder),
         'decoder': _record(DecoderConfig, student.get('decoder', {}), 'student.decoder'),
         'view_transform': view_transform_config(student.get('view_transform', {})),
         'target': _record(TargetConfig, student.get('target', {}), 'student.target'),

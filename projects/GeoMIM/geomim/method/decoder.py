@@ -9,7 +9,7 @@ Stacked copies are copy-major: index = k * (B * N) + b * N + n.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Optional, Tuple
+from typing import Optional, Sequence, Tuple
 
 import torch
 import torch.nn.functional as F
@@ -18,9 +18,10 @@ from torch import Tensor, nn
 from .attention import LAYER_NORM_EPS, Block, Mlp, run_checkpointed
 from .camera import CAMERA_VECTOR_SIZE, CameraRig
 from .cross_view import CrossViewBlock
+from .masked_encoder import FUSED_STRIDES, MaskedEncoder
 from .masking import resize_masks
 from .position_embedding import sine_cosine_embedding
-from .swin import SwinBlock, SwinConfig, init_linear
+from .swin import SwinBlock, init_linear
 from .windows import WindowPlan
 
 
@@ -65,24 +66,34 @@ class DecoderConfig:
 
 
 class StageFusion(nn.Module):
-    """Stride-16 and stride-32 maps into one stride-16 map of the decoder's width (METHOD 2.2)."""
+    """The encoder's maps of stride 16 and, where it has one, 32 into one of stride 16 and the decoder's width (METHOD 2.2).
 
-    def __init__(self, encoder: SwinConfig, config: DecoderConfig) -> None:
+    Args:
+        encoder: whose maps are fused.
+        config: the decoder's sizes.
+    """
+
+    def __init__(self, encoder: MaskedEncoder, config: DecoderConfig) -> None:
         super().__init__()
-        fine, coarse = encoder.stage_dims[-2:]
+        # Swin's outputs may be more than are fused
+        self.indices = tuple(encoder.strides.index(stride) for stride in FUSED_STRIDES if stride in encoder.strides)
+        fine, *coarse = (encoder.channels[index] for index in self.indices)
         self.window = config.fusion_window
-        self.reduce = nn.Linear(coarse, fine)
-        self.smooth = SwinBlock(fine, encoder.num_heads[-2], config.fusion_window, encoder.mlp_ratio)
+        if coarse:
+            self.reduce = nn.Linear(coarse[0], fine)
+        self.smooth = SwinBlock(fine, encoder.num_heads, config.fusion_window, encoder.mlp_ratio)
         self.norm = nn.LayerNorm(fine, eps=LAYER_NORM_EPS)
         self.embed = nn.Linear(fine, config.dim)
         self.apply(init_linear)
 
-    def forward(self, fine: Tensor, coarse: Tensor, masks: Optional[Tensor]) -> Tensor:
-        """fine (B, h, w, C), coarse (B, h / 2, w / 2, 2C) -> (B, h, w, D)."""
+    def forward(self, maps: Sequence[Tensor], masks: Optional[Tensor]) -> Tensor:
+        """The encoder's maps (B, C, h, w), one per stride -> (B, h, w, D) of stride 16."""
+        fine, *coarse = (maps[index].permute(0, 2, 3, 1) for index in self.indices)
         size = (fine.shape[1], fine.shape[2])
-        raised = F.interpolate(self.reduce(coarse).permute(0, 3, 1, 2), size=size, mode='nearest')
-        fused = fine + raised.permute(0, 2, 3, 1)
-        fused = self.smooth(fused, WindowPlan.build(size, self.window, masks))
+        for map_ in coarse:
+            raised = F.interpolate(self.reduce(map_).permute(0, 3, 1, 2), size=size, mode='nearest')
+            fine = fine + raised.permute(0, 2, 3, 1)
+        fused = self.smooth(fine, WindowPlan.build(size, self.window, masks))
         return self.embed(self.norm(fused))
 
 

@@ -17,6 +17,7 @@ from .cross_view import CrossViewBlock
 from .decoder import Decoder, DecoderConfig, StageFusion
 from .depth import check_weight, depth_labels, depth_loss
 from .lift_splat import ViewTransform, ViewTransformConfig
+from .masked_encoder import EncoderSpec
 from .masking import MASK_CELL, check_masks, complementary_masks, mask_grid_size
 from .swin import SwinConfig, SwinEncoder, WindowProjections
 from .target import TargetConfig, at_least_float32, normalise_patches, reconstruction_loss
@@ -28,7 +29,8 @@ class GeoMIMConfig:
     """Everything that decides a pretraining model's parameters and arithmetic; the defaults are the paper's Swin-B.
 
     Args:
-        encoder, decoder, view_transform, target: sizes of the parts.
+        encoder: which encoder, a :class:`geomim.SwinConfig` or a :class:`geomim.method.masked_encoder.BackboneSpec`.
+        decoder, view_transform, target: sizes of the parts.
         copies: K; each copy keeps 1 / K of the mask cells.
         depth_loss_weight: factor of the depth loss.
         activation_checkpointing: recompute transformer blocks in the backward (less memory, more time).
@@ -41,7 +43,7 @@ class GeoMIMConfig:
             published run starts those that MixMAE's weights leave out. Cross-view blocks start as the identity either way.
     """
 
-    encoder: SwinConfig = field(default_factory=SwinConfig)
+    encoder: EncoderSpec = field(default_factory=SwinConfig)
     decoder: DecoderConfig = field(default_factory=DecoderConfig)
     view_transform: ViewTransformConfig = field(default_factory=ViewTransformConfig)
     target: TargetConfig = field(default_factory=TargetConfig)
@@ -55,12 +57,7 @@ class GeoMIMConfig:
     def __post_init__(self) -> None:
         if self.linear_init not in ('xavier', 'torch'):
             raise ValueError(f"linear_init must be 'xavier' or 'torch', got {self.linear_init!r}")
-        stages = len(self.encoder.depths)
-        if self.encoder.out_indices[-2:] != (stages - 2, stages - 1):
-            raise ValueError(
-                f'pretraining fuses the last two stages: out_indices must end with {(stages - 2, stages - 1)}, '
-                f'got {self.encoder.out_indices}'
-            )
+        self.encoder.check()
         mask_grid_size(self.view_transform.image_size, MASK_CELL, self.copies)
         check_weight(self.depth_loss_weight, 'depth_loss_weight')
 
@@ -100,8 +97,8 @@ class GeoMIM(nn.Module):
         super().__init__()
         self.config = config = config or GeoMIMConfig()
         recompute = config.activation_checkpointing
-        self.encoder = SwinEncoder(config.encoder, recompute)
-        self.fusion = StageFusion(config.encoder, config.decoder)
+        self.encoder = config.encoder.build(recompute)
+        self.fusion = StageFusion(self.encoder, config.decoder)
         self.decoder = Decoder(config.decoder, recompute)
         self.view_transform = ViewTransform(config.decoder.dim, config.view_transform)
         self.head = nn.Conv2d(config.view_transform.channels, config.target.channels, 1)
@@ -110,7 +107,9 @@ class GeoMIM(nn.Module):
             cells = config.view_transform.output_grid.shape
             self.static_map = nn.Parameter(torch.zeros(1, config.target.channels, *cells))
         if config.linear_init == 'torch':
-            self.apply(_init_as_torch)
+            for part in self.children():
+                if part is not self.encoder or isinstance(part, SwinEncoder):  # other backbones start in their own way
+                    part.apply(_init_as_torch)
 
     def draw_masks(self, device: torch.device, generator: Optional[torch.Generator] = None) -> Tensor:
         """(K, h', w') complementary masks, shared by all images of a batch."""
@@ -120,8 +119,7 @@ class GeoMIM(nn.Module):
 
     def encode(self, images: Tensor, masks: Tensor) -> Tensor:
         """images (B * N, 3, H, W) -> fused tokens (B * N, h, w, C)."""
-        fine, coarse = self.encoder(images, masks)[-2:]
-        return self.fusion(fine.permute(0, 2, 3, 1), coarse.permute(0, 2, 3, 1), masks)
+        return self.fusion(self.encoder(images, masks), masks)
 
     def decode(self, tokens: Tensor, rig: CameraRig, masks: Tensor) -> Tuple[Tensor, Tensor]:
         """-> semantic and geometry maps (K * B * N, C, h, w), copy-major."""

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .attention import LAYER_NORM_EPS, DropPath, attention, run_checkpointed
+from .masked_encoder import EncoderSpec, MaskedEncoder
 from .position_embedding import sine_cosine_embedding
 from .windows import WindowPlan, relative_position_index
 
@@ -23,7 +24,7 @@ PATCH_SIZE = 4  # pixels
 
 
 @dataclass(frozen=True)
-class SwinConfig:
+class SwinConfig(EncoderSpec):
     """Sizes of a Swin encoder; the defaults are Swin-B with the windows of the paper.
 
     Args:
@@ -63,6 +64,19 @@ class SwinConfig:
     @property
     def stage_dims(self) -> Tuple[int, ...]:
         return tuple(self.embed_dims * 2**stage for stage in range(len(self.depths)))
+
+    def build(self, activation_checkpointing: bool = False) -> MaskedEncoder:
+        """A :class:`SwinEncoder`."""
+        return SwinEncoder(self, activation_checkpointing)
+
+    def check(self) -> None:
+        """Raise ``ValueError`` unless the last two stages are among the outputs."""
+        stages = len(self.depths)
+        if self.out_indices[-2:] != (stages - 2, stages - 1):
+            raise ValueError(
+                f'pretraining fuses the last two stages: out_indices must end with {(stages - 2, stages - 1)}, '
+                f'got {self.out_indices}'
+            )
 
     @classmethod
     def tiny(cls, **changes: object) -> SwinConfig:
@@ -218,7 +232,7 @@ class SwinStage(nn.Module):
         return x
 
 
-class SwinEncoder(nn.Module):
+class SwinEncoder(MaskedEncoder):
     """Swin with plain windows; with masks, group attention.
 
     Args:
@@ -226,6 +240,7 @@ class SwinEncoder(nn.Module):
         activation_checkpointing: recompute each block in the backward instead of keeping its activations.
     """
 
+    name = 'swin'
     # for hosts that call these parts themselves
     patch_embed_type: Type[PatchEmbed] = PatchEmbed
     stage_type: Type[SwinStage] = SwinStage
@@ -233,6 +248,9 @@ class SwinEncoder(nn.Module):
     def __init__(self, config: SwinConfig, activation_checkpointing: bool = False) -> None:
         super().__init__()
         self.config = config
+        self.strides = tuple(PATCH_SIZE * 2**index for index in config.out_indices)
+        self.channels = tuple(config.stage_dims[index] for index in config.out_indices)
+        self.num_heads, self.mlp_ratio = config.num_heads[-2:][0], config.mlp_ratio
         self.activation_checkpointing = activation_checkpointing
         self.patch_embed = self.patch_embed_type(config.embed_dims)
         side = config.pretrain_img_size // PATCH_SIZE

@@ -4,7 +4,7 @@ Everything registers under mmengine's root registries, where all hosts look.
 """
 
 from . import _host, compat  # noqa: F401 - the first refuses another host
-from .backbone import GeoMIMSwin
+from .backbone import GeoMIMSwin, GeoMIMTimm
 from .checkpoint_hook import GeoMIMCheckpointHook
 from .hooks import (
     EncoderExportHook,
@@ -31,6 +31,7 @@ __all__ = [
     'GeoMIMSeedHook',
     'GeoMIMSwin',
     'GeoMIMTeacherGuardHook',
+    'GeoMIMTimm',
     'IterationSeedHook',
     'ReconstructionMetric',
     'ReconstructionPicturesHook',

@@ -1,4 +1,4 @@
-"""The GeoMIM Swin as an image backbone for finetuning, visible from mmdet3d, mmdet and mmseg."""
+"""The GeoMIM Swin and the networks of timm as image backbones for finetuning, visible from mmdet3d, mmdet and mmseg."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from mmengine.logging import print_log
 from mmengine.registry import MODELS
 
 from ..adapter.backbone import SwinBackbone
+from ..adapter.timm_backbone import TimmBackbone
 from .compat import open_source
 
 
@@ -18,3 +19,14 @@ class GeoMIMSwin(SwinBackbone):
         report = self.load_pretrained(open_source)
         if report is not None:
             print_log(f'GeoMIMSwin: {report.describe()}', logger='current')
+
+
+@MODELS.register_module()
+class GeoMIMTimm(TimmBackbone):
+    """:class:`geomim.adapter.timm_backbone.TimmBackbone`, which has the arguments, under mmengine."""
+
+    def init_weights(self) -> None:
+        """Load the file of weights and report what was taken."""
+        report = self.start(open_source)
+        if report is not None:
+            print_log(f'GeoMIMTimm: {report.describe()}', logger='current')

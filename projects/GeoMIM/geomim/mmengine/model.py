@@ -15,10 +15,10 @@ from mmengine.registry import MODELS
 from mmengine.structures import BaseDataElement
 from torch import Tensor, nn
 
+from ..adapter.encoders import start_backbone, student_config
 from ..adapter.measures import measure
 from ..adapter.step import PretrainBatch, pretrain_step
 from ..checkpoints.loading import load_pretrained
-from ..method.config import config_from_dict
 from ..method.pretrainer import GeoMIM, PretrainOutput
 from .compat import open_source
 from .randomness import current_mask_generator
@@ -31,7 +31,7 @@ class GeoMIMPretrainer(BaseModel):
     """GeoMIM pretraining (arXiv 2303.11325) under mmengine.
 
     Args:
-        student: the student's sizes, see :func:`geomim.method.config.config_from_dict`.
+        student: the student's sizes and its encoder, see :func:`geomim.adapter.encoders.student_config`.
         teacher: config of a module that turns point clouds into BEV maps (``GeoMIMLidarTeacher``, ``GivenBEVTeacher``).
         init_from: MixMAE or pretraining checkpoint, a path or an address, that starts the student; random weights if None.
         mask_seed: the masks are a function of this seed, the iteration and, with ``masks_per_rank``, the rank.
@@ -56,7 +56,7 @@ class GeoMIMPretrainer(BaseModel):
         init_cfg: Optional[Dict[str, Any]] = None,
     ) -> None:
         super().__init__(data_preprocessor or dict(type='GeoMIMDataPreprocessor'), init_cfg)
-        config = config_from_dict(student, with_weights=init_from is not None)
+        config = student_config(student, MODELS.build, with_weights=init_from is not None)
         self.student = GeoMIM(config)
         self.teacher = MODELS.build(teacher)
         record = getattr(self.teacher, 'record', None)
@@ -69,7 +69,13 @@ class GeoMIMPretrainer(BaseModel):
             self.student.view_transform = nn.SyncBatchNorm.convert_sync_batchnorm(self.student.view_transform)
 
     def init_weights(self) -> None:
-        """Load ``init_from`` into the student and report what was taken; the teacher loads its own checkpoint when built."""
+        """Load ``init_from`` into the student, or the weights that a backbone's own config names, and report what was taken.
+
+        The teacher loads its own checkpoint when built.
+        """
+        started = start_backbone(self.student, open_source)
+        if started is not None:
+            print_log(f'GeoMIM: {started.describe()}', logger='current')
         if self.init_from is None:
             print_log('GeoMIM: no init_from, the student starts from random weights', logger='current')
             return

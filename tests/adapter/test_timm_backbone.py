@@ -1,0 +1,144 @@
+"""Networks of timm, unmodified, under masks and outside; skipped where timm is not installed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from geomim.adapter.encoders import student_config
+from geomim.adapter.timm_backbone import TimmBackbone
+from geomim.method.masked_encoder import BackboneSpec, MaskedEncoder, MaskedPasses, MaskedTokens
+from geomim.method.masking import complementary_masks, resize_masks
+
+from ..helpers import let_timm_import
+
+let_timm_import()
+timm = pytest.importorskip('timm', '1.0')
+
+TRANSFORMERS = (
+    'vit_tiny_patch16_224',
+    'vit_small_patch16_dinov3',
+    'vit_small_patch16_rope_mixed_224',
+    'eva02_base_patch16_clip_224',
+)
+NETWORKS = ('resnet18', 'convnext_atto', 'regnety_002', 'ese_vovnet19b_slim', *TRANSFORMERS)
+
+
+def options_of(name: str) -> dict:
+    return dict(depth=2) if name in TRANSFORMERS else {}
+
+
+@pytest.fixture(scope='module', params=NETWORKS)
+def encoder(request: Any) -> MaskedEncoder:
+    spec = student_config(
+        dict(encoder=dict(type='timm', name=request.param, **options_of(request.param))), None
+    ).encoder
+    return spec.build().eval()
+
+
+@pytest.mark.parametrize('copies', [2, 3])
+def test_a_copy_sees_nothing_of_what_is_hidden_in_it(encoder: MaskedEncoder, copies: int) -> None:
+    """To the bit, with 15 cells, of which one is left over; and the other copies do see it."""
+    size = (96, 160)
+    masks, images = complementary_masks(size, copies), torch.randn(5, 3, *size)
+    with torch.no_grad():
+        before = encoder(images, masks)
+        for k in range(copies):
+            hidden = resize_masks(masks, size)[k].bool()
+            after = encoder(torch.where(hidden, torch.randn_like(images), images), masks)
+            for old, new in zip(before, after):
+                kept = resize_masks(masks, (old.shape[2], old.shape[3])) < 0.5
+                assert torch.equal(old[..., kept[k]], new[..., kept[k]])
+                other = kept[(k + 1) % copies]
+                assert not torch.equal(old[..., other], new[..., other])
+
+
+def test_the_kind_of_masking_follows_from_the_network(encoder: MaskedEncoder) -> None:
+    transformer = encoder.name in TRANSFORMERS
+    assert type(encoder) is (MaskedTokens if transformer else MaskedPasses)
+    assert encoder.strides == ((16,) if transformer else (16, 32))
+
+
+def test_whole_images_give_what_timm_gives(encoder: MaskedEncoder, tmp_path: Path) -> None:
+    """The weights load into a network that timm itself makes, strictly, and its features are the encoder's last map."""
+    transformer = encoder.name in TRANSFORMERS
+    options = dict(dynamic_img_size=True, global_pool='') if transformer else {}
+    outside = timm.create_model(encoder.name, num_classes=0, **options, **options_of(encoder.name)).eval()
+    outside.load_state_dict(encoder.backbone.state_dict(), strict=True)
+    images = torch.randn(2, 3, 64, 96)
+    with torch.no_grad():
+        features, own = outside.forward_features(images), encoder(images)[-1]
+    if transformer:
+        features = features[:, outside.num_prefix_tokens :].transpose(1, 2).reshape(own.shape)
+    torch.testing.assert_close(own, features, rtol=1e-5, atol=1e-5)
+
+
+def test_copies_of_a_transformer_are_what_each_sees_alone() -> None:
+    """One pass with an attention mask against timm's own pass over the patches that a copy keeps."""
+    vit = TimmBackbone('vit_tiny_patch16_224', depth=2).eval()
+    encoder = MaskedTokens(vit).eval()
+    images, masks = torch.randn(2, 3, 64, 96), complementary_masks((64, 96), 2)
+    with torch.no_grad():
+        (map_,) = encoder(images, masks)
+        for k in range(2):
+            kept = (resize_masks(masks, (4, 6))[k] < 0.5).flatten()
+            tokens = vit.model._pos_embed(vit.model.patch_embed(images))
+            tokens = torch.cat([tokens[:, :1], tokens[:, 1:][:, kept]], dim=1)
+            for block in vit.model.blocks:
+                tokens = block(tokens)
+            alone = vit.model.norm(tokens)[:, 1:]
+            torch.testing.assert_close(map_.flatten(2)[..., kept].transpose(1, 2), alone, rtol=1e-4, atol=1e-5)
+
+
+def test_every_parameter_that_learns_gets_a_gradient(encoder: MaskedEncoder) -> None:
+    """As distributed training wants it."""
+    encoder.train()
+    sum(map_.square().sum() for map_ in encoder(torch.randn(2, 3, 64, 96), complementary_masks((64, 96)))).backward()
+    unused = [name for name, value in encoder.named_parameters() if value.requires_grad and value.grad is None]
+    encoder.zero_grad()
+    encoder.eval()
+    assert unused == []
+
+
+def test_the_pass_runs_on_the_meta_device(encoder: MaskedEncoder) -> None:
+    spec = BackboneSpec(lambda: TimmBackbone(encoder.name, **options_of(encoder.name)), encoder.name)
+    on_meta = spec.build(activation_checkpointing=True).to('meta')
+    maps = on_meta(torch.empty(2, 3, 64, 96, device='meta'), torch.empty(2, 2, 3, device='meta'))
+    sum(map_.sum() for map_ in maps).backward()
+    assert all(map_.device.type == 'meta' for map_ in maps)
+
+
+def test_a_local_file_starts_the_network_and_is_reported(tmp_path: Path) -> None:
+    """Timm's own file, classifier and all; another architecture is refused by name."""
+    donor = timm.create_model('resnet18')
+    torch.save(donor.state_dict(), tmp_path / 'resnet18.pth')
+    backbone = TimmBackbone('resnet18', pretrained=str(tmp_path / 'resnet18.pth'))
+    report = backbone.start()
+    assert report is not None
+    assert report.unused == ('fc.bias', 'fc.weight')
+    assert all(torch.equal(value, donor.state_dict()[name]) for name, value in backbone.state_dict().items())
+    other = TimmBackbone('resnet50', init_cfg=dict(type='Pretrained', checkpoint=str(tmp_path / 'resnet18.pth')))
+    with pytest.raises(ValueError, match=r'resnet18.pth.* another architecture: .* layer1.0.conv1.weight'):
+        other.start()
+    with pytest.raises(ValueError, match=r'resnet18.pth.* holds no weights of timm vit_tiny'):
+        TimmBackbone('vit_tiny_patch16_224', pretrained=str(tmp_path / 'resnet18.pth')).start()
+
+
+@pytest.mark.parametrize(
+    ('entries', 'message'),
+    [
+        (dict(name='convnexxt_tiny'), r"knows no network 'convnexxt_tiny'; similar are .*convnext_tiny"),
+        (dict(), r"type='timm'\) needs the network's name"),
+        (dict(name='vit_small_patch14_dinov2', depth=1), r'patches of 14 x 14 pixels .* 32-pixel mask cell'),
+        (dict(name='resnet18', strides=(16, 64)), r'no map of stride 64; it has maps of strides \[2, 4, 8, 16, 32\]'),
+        (dict(name='vit_tiny_patch16_224', depth=1, patch_drop_rate=0.5), r'patch_drop_rate must be 0'),
+        (dict(name='vit_tiny_patch16_224', depth=1, dynamic_img_size=False), r'fails on an image of 64 x 96'),
+        (dict(name='resnet18', init_cfg=dict(type='Kaiming')), r"init_cfg must be dict\(type='Pretrained'"),
+    ],
+)
+def test_bad_entries_are_named(entries: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        student_config(dict(encoder=dict(type='timm', **entries)), None).encoder.build()

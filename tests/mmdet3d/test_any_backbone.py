@@ -1,0 +1,141 @@
+"""Backbones of the host and of timm, pretrained by the real Runner: what comes out fills the unchanged class."""
+
+from __future__ import annotations
+
+import json
+import signal
+from pathlib import Path
+from typing import Any, Dict
+
+import pytest
+import torch
+
+pytest.importorskip('mmdet3d')
+
+from mmengine.config import Config
+
+from geomim import CameraRig, GeoMIM
+from geomim.adapter.encoders import student_config
+
+from ..helpers import assert_same_tensors, let_timm_import, run_quietly
+from .micro import CONFIGS, micro_config
+
+HERE = Path(__file__).resolve().parent
+ENCODERS: Dict[str, Dict[str, Any]] = {
+    'resnet18': dict(type='mmdet.ResNet', depth=18, out_indices=(2, 3)),
+    'resnet50': dict(type='mmdet.ResNet', depth=50, out_indices=(2, 3), norm_eval=False),
+    'convnext': dict(type='timm', name='convnext_tiny'),
+    'vit': dict(type='timm', name='vit_small_patch16_224'),
+}
+LONG = [pytest.param(name, marks=pytest.mark.long) for name in ('resnet50', 'convnext', 'vit')]
+
+
+@pytest.fixture(autouse=True, scope='module')
+def registered() -> None:
+    import geomim.mmdet3d  # noqa: F401
+
+
+def encoder_of(name: str) -> Dict[str, Any]:
+    if ENCODERS[name]['type'] == 'timm':
+        let_timm_import()
+        pytest.importorskip('timm')
+    return ENCODERS[name]
+
+
+def run(work_dir: Path, data: Path, encoder: Dict[str, Any], *options: Any, status: int = 0) -> None:
+    run_quietly([HERE / 'micro.py', work_dir, data, '--encoder', json.dumps(encoder), *options], status=status)
+
+
+@pytest.mark.parametrize('name', ['resnet18', *LONG])
+def test_pretrained_resumed_exported_and_loaded(name: str, small_world: Path, tmp_path: Path) -> None:
+    """Killed and resumed bit for bit; the export loads by the host's own means, with nothing missing or left over, and the class
+    gives the features of the student's encoder."""
+    from mmengine.registry import MODELS
+    from mmengine.runner import load_checkpoint
+
+    from geomim.checkpoints.loading import read_checkpoint
+
+    encoder = encoder_of(name)
+    iters, kill = (4, 3) if name == 'resnet18' else (24, 21)
+    run(tmp_path / 'whole', small_world, encoder, '--iters', iters)
+    run(tmp_path / 'broken', small_world, encoder, '--iters', iters, '--kill-at', kill, status=-signal.SIGKILL)
+    run(tmp_path / 'broken', small_world, encoder, '--iters', iters, '--resume')
+    checkpoints = [tmp_path / run_ / f'iter_{iters}.pth' for run_ in ('whole', 'broken')]
+    whole, broken = (read_checkpoint(path)['state_dict'] for path in checkpoints)
+    assert_same_tensors(whole, broken)
+
+    (exported,) = (tmp_path / 'whole').glob('encoder_*.pth')
+    outside: Dict[str, Any] = dict(encoder, type='GeoMIMTimm') if encoder['type'] == 'timm' else dict(encoder)
+    backbone = MODELS.build(dict(outside, init_cfg=dict(type='Pretrained', checkpoint=str(exported))))
+    random = {key: value.clone() for key, value in backbone.state_dict().items()}
+    backbone.init_weights()
+    assert any(not torch.equal(value, random[key]) for key, value in backbone.state_dict().items())
+    load_checkpoint(MODELS.build(outside), str(exported), strict=True)
+
+    config = micro_config(tmp_path, small_world)
+    config.model.student.encoder = Config(encoder)
+    student = MODELS.build(config.model)
+    student.load_state_dict(whole)
+    images = torch.randn(2, 3, 64, 96)
+    student.eval()
+    backbone.eval()
+    with torch.no_grad():
+        for one, other in zip(student.student.encoder(images), backbone(images)):
+            torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+
+
+def test_weights_that_the_config_names_start_the_backbone(small_world: Path, tmp_path: Path, caplog: Any) -> None:
+    """Through ``init_cfg``, as in any detector; another architecture is refused."""
+    from mmengine.registry import MODELS
+
+    donor = MODELS.build(ENCODERS['resnet18'])
+    donor.init_weights()
+    torch.save({'state_dict': donor.state_dict()}, tmp_path / 'donor.pth')
+    pretrained = dict(type='Pretrained', checkpoint=str(tmp_path / 'donor.pth'))
+    config = micro_config(tmp_path, small_world)
+    config.model.student.encoder = dict(ENCODERS['resnet18'], init_cfg=pretrained)
+    model = MODELS.build(config.model)
+    model.init_weights()
+    assert_same_tensors(dict(model.student.encoder.backbone.state_dict()), dict(donor.state_dict()))
+    config.model.student.encoder = dict(ENCODERS['resnet50'], init_cfg=pretrained)
+    with pytest.raises(ValueError, match=r'donor.pth.*another architecture: .* layer1.0.conv1.weight'):
+        MODELS.build(config.model).init_weights()
+
+
+FULL_SIZE = {'r50': (16, 32), 'r101': (16, 32), 'v2-99': (16, 32), 'convnext-s': (16, 32), 'vit-b-dinov3': (16,)}
+TINY = ('resnet', 'convnext', 'vit')
+
+
+def student_of(file: str) -> GeoMIM:
+    """The student of a pretraining configuration, on the meta device."""
+    from mmengine.registry import MODELS
+
+    student = Config.fromfile(CONFIGS / f'{file}.py', import_custom_modules=False).model.student
+    if student.encoder.type == 'timm':
+        let_timm_import()
+        pytest.importorskip('timm')
+    with torch.device('meta'):
+        return GeoMIM(student_config(student, MODELS.build))
+
+
+@pytest.mark.parametrize('name', sorted(FULL_SIZE))
+def test_a_step_at_full_size_clings_to_no_device(name: str) -> None:
+    """From images to the losses and every gradient, six cameras of 256 x 704."""
+    student = student_of(f'geomim_{name}_50e_nuscenes_256x704')
+    config = student.config
+    empty = lambda *shape: torch.empty(*shape, device='meta')  # noqa: E731
+    rig = CameraRig(empty(1, 6, 3, 3), *(empty(1, 6, 4, 4) for _ in range(3)), bev_aug=empty(1, 4, 4))
+    images, depth = empty(1, 6, 3, *config.view_transform.image_size), empty(1, 6, *config.view_transform.image_size)
+    target = empty(1, config.target.channels, *config.view_transform.output_grid.shape)
+    result = student(images, rig, target, depth, empty(2, 8, 22))
+    (result.reconstruction_loss + result.depth_loss).backward()
+    learning = {key: value for key, value in student.named_parameters() if value.requires_grad}
+    assert [key for key, value in learning.items() if value.grad is None] == []
+    assert student.encoder.strides == FULL_SIZE[name]
+
+
+@pytest.mark.parametrize('name', TINY)
+def test_the_tiny_students_are_of_one_size(name: str) -> None:
+    """So that what they learn in the same time compares."""
+    encoder = student_of(f'geomim_{name}_tiny_synthetic').encoder
+    assert 2.5e6 < sum(value.numel() for value in encoder.parameters()) < 3.6e6
