@@ -261,8 +261,8 @@ def export_encoder(state: State, layout: str = 'bevdet') -> State:
     }
     if not encoder:
         raise ValueError(f'no encoder.* tensors to export; the names start with {sorted(state)[:5]}')
-    own = strip_prefix(encoder, 'backbone.')
-    if len(own) < len(encoder):  # beside what masking adds
+    if any(name.startswith('backbone.') for name in encoder):
+        own = strip_prefix(encoder, 'backbone.')  # without what masking adds
         if layout != 'backbone':
             raise ValueError(f"the encoder is no Swin, and can be exported as 'backbone' alone, not {layout!r}")
         return own
