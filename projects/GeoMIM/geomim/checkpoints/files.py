@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..atomic import PathLike, atomic_path
-from .reading import Checkpoint, keep_from_executing, read_checkpoint, reading_safely
+from .reading import Checkpoint, keep_from_executing, read_checkpoint, reading_safely, without_inert
 
 # Entries that hold the weights as they were trained, the most usual first.
 _TRAINED = ('state_dict', 'model', 'module', 'model_state_dict')
@@ -73,7 +73,8 @@ def weights_of(checkpoint: Checkpoint) -> Tuple[Dict[str, Tensor], Origin]:
     found = _search(checkpoint.content, ())
     if found is None:
         keys = sorted(map(str, checkpoint.content))[:10]
-        raise ValueError(f'{checkpoint.source} holds no tensors; its top-level keys are {keys}')
+        unbuilt = f'; carried objects left unbuilt: {some(checkpoint.inert)}' if checkpoint.inert else ''
+        raise ValueError(f'{checkpoint.source} holds no tensors; its top-level keys are {keys}{unbuilt}')
     return found.tensors, replace(found.origin, inert=checkpoint.inert)
 
 
@@ -101,7 +102,7 @@ def loading_safely(load: Callable[..., Any], further: Mapping[str, Any], tell: C
         if found is not None and found.origin.averaged and found.origin.passed_over:
             tell(f'{filename}: of its weights, {found.origin.describe()}; the host itself takes state_dict')
         keep_from_executing(checkpoint)
-        return checkpoint
+        return without_inert(checkpoint)
 
     return classmethod(load_checkpoint)
 
