@@ -196,7 +196,14 @@ def _convert(version: str, cameras: Sequence[str]) -> None:
     files = _keyframe_files(folder)
     for name in info_names(version):
         path = f'data/nuscenes/{name}'
-        update_infos_to_v2.update_pkl_infos('nuscenes', out_dir='data/nuscenes', pkl_path=path)
+        try:
+            update_infos_to_v2.update_pkl_infos('nuscenes', out_dir='data/nuscenes', pkl_path=path)
+        except UnboundLocalError as error:  # what the converter makes of a split without a keyframe
+            found = ', '.join(row['name'] for row in read_table(folder / 'scene.json')[:3])
+            raise ValueError(
+                f'{name} would hold nothing: no scene of {version} with its files there falls into this split. Scenes do by their '
+                f'names, which nuscenes.utils.splits lists (train, val; mini_train, mini_val); scene.json has {found}, ...'
+            ) from error
         infos = read_infos(path)
         if set(cameras) != set(NUSCENES_CAMERAS):
             _put_real_cameras(infos, version, cameras)
