@@ -13,13 +13,14 @@ import torch
 from torch import Tensor
 
 from ..atomic import PathLike, atomic_path
-from .reading import Checkpoint, keep_from_executing, read_checkpoint, reading_safely, without_inert
+from .reading import Checkpoint, drop_inert, keep_from_executing, read_checkpoint, reading_safely
 
 # Entries that hold the weights as they were trained, the most usual first.
 _TRAINED = ('state_dict', 'model', 'module', 'model_state_dict')
 _AVERAGED = frozenset(('ema', 'swa', 'averaged', 'average'))
 _WORDS = re.compile('[A-Z]+(?![a-z])|[A-Z]?[a-z]+')  # of snake_case and camelCase
 _COUNTERS = ('steps', 'n_averaged')  # of a module that averages, beside the weights under `module.`
+_RESUMED = ('optimizer', 'param_schedulers', 'message_hub')  # states that hosts compute with
 _DEEPEST = 8  # dictionaries inside each other; a file may hold itself
 _WRAPPERS = ('_orig_mod', '_fsdp_wrapped_module', '_checkpoint_wrapped_module')  # no module of a model is called so
 
@@ -103,7 +104,9 @@ def loading_safely(load: Callable[..., Any], further: Mapping[str, Any], tell: C
         if found is not None and found.origin.averaged and found.origin.passed_over:
             tell(f'{filename}: of its weights, {found.origin.describe()}; the host itself takes state_dict')
         keep_from_executing(checkpoint)
-        return without_inert(checkpoint)
+        for state in _RESUMED if isinstance(checkpoint, dict) else ():
+            drop_inert(checkpoint.get(state))
+        return checkpoint
 
     return classmethod(load_checkpoint)
 

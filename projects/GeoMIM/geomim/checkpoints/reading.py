@@ -278,8 +278,8 @@ def keep_from_executing(checkpoint: Any) -> None:
         meta['config'] = f'gpu_ids = {gpu_ids}\n'
 
 
-def without_inert(content: Any) -> Any:
-    """``content`` without the entries of its dictionaries, at any depth, that became :class:`Inert`; in place.
+def drop_inert(content: Any) -> None:
+    """Drop the entries of dictionaries, at any depth of ``content``, that became :class:`Inert`.
 
     A host that resumes keeps its own value where a file has none, such as the function of a schedule, and would compute with
     a stand-in.
@@ -294,7 +294,6 @@ def without_inert(content: Any) -> Any:
             for key in [key for key, value in level.items() if isinstance(value, Inert) or value is Inert]:
                 del level[key]
         waiting.extend(level.values() if isinstance(level, dict) else level)
-    return content
 
 
 def _gpu_ids(text: Any) -> Optional[List[int]]:
