@@ -46,8 +46,6 @@ class GeoMIMLidarFrame:
         frame: where the points are without BEV augmentation: 'lidar', 'ego' (at the LiDAR's moment) or a camera's name (the ego frame at
             its moment); found out by the sample's file if None, else checked by it.
         augmented: whether a step before has moved them by the BEV augmentation; likewise.
-
-    Args:
         drop_nonfinite: drop points with values that are not finite, as drivers leave for beams without an echo, instead of
             refusing them; warns at the first ones and adds their number as ``dropped_points``.
 

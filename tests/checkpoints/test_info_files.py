@@ -49,6 +49,7 @@ def test_plain_data_is_read_as_it_was_written(tmp_path: Path, protocol: int) -> 
         'valid': np.bool_(True), 'number': np.float32(0.25), 'boxes': np.random.rand(4, 9), 'none': np.zeros((0, 9)),
         'names': np.array(['car', 'bus']), 'things': np.array([{'a': 1}, None], dtype=object), 'big': np.arange(4, dtype='>i2'),
         'columns': np.asfortranarray(np.arange(6).reshape(2, 3)), 'day': np.datetime64('2020-01-01'),
+        'counts': defaultdict(int, a=1), 'range': range(3),
     }  # fmt: skip
     path = dumped(tmp_path / 'a.pkl', {'metainfo': META, 'data_list': [sample]}, protocol)
     found, written = read_infos(path), pickle.loads(path.read_bytes())

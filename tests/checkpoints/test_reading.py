@@ -132,10 +132,32 @@ def test_a_defaultdict_keeps_what_it_holds(tmp_path: Path, any_torch: None) -> N
     assert checkpoint.inert == ()
 
 
+@pytest.mark.parametrize('zipped', [True, False])
+@pytest.mark.parametrize('protocol', [2, 4])
+@pytest.mark.parametrize(
+    'value', [int, range(3), len, ..., NotImplemented, ValueError('a'), KeyError, defaultdict(int)], ids=str
+)
+def test_builtins_that_run_no_code_are_carried(
+    tmp_path: Path, any_torch: None, value: Any, protocol: int, zipped: bool
+) -> None:
+    path = tmp_path / 'run.pth'
+    content = {'model': {'a': torch.ones(2)}, 'extra': value}
+    torch.save(content, str(path), pickle_protocol=protocol, _use_new_zipfile_serialization=zipped)
+    assert torch.equal(weights_of(open_checkpoint(path))[0]['a'], torch.ones(2))
+
+
+@pytest.mark.parametrize('function', [eval, exec, compile, setattr, __import__, open], ids=lambda one: one.__name__)
+def test_builtins_that_run_code_are_refused(tmp_path: Path, any_torch: None, function: Any) -> None:
+    path = tmp_path / 'run.pth'
+    torch.save({'model': {'a': torch.ones(2)}, 'extra': function}, str(path))
+    with pytest.raises(ValueError, match='run.pth cannot be read'):
+        open_checkpoint(path)
+
+
 def test_weights_themselves_are_never_replaced_by_nothing(tmp_path: Path, any_torch: None) -> None:
     path = tmp_path / 'run.pth'
     torch.save({'model': Slots()}, str(path))
-    with pytest.raises(ValueError, match='run.pth holds no tensors'):
+    with pytest.raises(ValueError, match=r'run.pth holds no tensors.*Slots'):
         weights_of(open_checkpoint(path))
 
 

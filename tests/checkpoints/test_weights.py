@@ -113,8 +113,19 @@ def test_counters_need_not_be_averaged() -> None:
     assert (sorted(weights), origin.entry) == (sorted(mean), 'model_ema')
 
 
+@pytest.mark.parametrize('name', ['emaModel', 'EMAModel', 'modelEMA', 'EMA'])
+def test_averages_by_names_of_other_spellings(name: str) -> None:
+    assert taken({'model': RAW, name: MEAN})[0] == 'mean'
+
+
+@pytest.mark.parametrize('inner', ['shadow', 'params', 'state'])
+def test_averages_below_a_name_of_their_own(inner: str) -> None:
+    which, origin = taken({'model': RAW, 'ema': {'decay': 0.99, inner: MEAN}})
+    assert (which, origin.entry, origin.passed_over) == ('mean', f'ema.{inner}', ('model',))
+
+
 def test_words_that_merely_contain_ema_are_no_averages() -> None:
-    which, origin = taken({'model': RAW, 'schema': MEAN, 'remark': MEAN})
+    which, origin = taken({'model': RAW, 'schema': MEAN, 'remark': MEAN, 'reMAke': MEAN, 'SCHEMA': MEAN})
     assert (which, origin) == ('raw', Origin('model'))
 
 

@@ -35,7 +35,8 @@ def build(request: pytest.FixtureRequest, repository: Path, bevdet_world: Path, 
         changed = copy.deepcopy(file)
         returned = change(changed)
         mmengine.dump(changed if returned is None else returned, tmp_path / 'a.pkl')
-        settings.update(data_root=f'{bevdet_world}/', ann_file=str(tmp_path / 'a.pkl'), pipeline=[], **changes)
+        changes = {'pipeline': [], **changes}
+        settings.update(data_root=f'{bevdet_world}/', ann_file=str(tmp_path / 'a.pkl'), **changes)
         settings['metainfo'] = settings['metainfo'] if metainfo is None else metainfo
         return DATASETS.build(copy.deepcopy(settings))
 
@@ -112,6 +113,32 @@ def test_a_label_beyond_the_classes_is_named(build: Build, key: str, label: Any)
 def test_a_key_that_is_missing_is_no_label(build: Build) -> None:
     with pytest.raises(KeyError, match='bbox_3d'):
         build(lambda file: file['data_list'][0]['instances'][1].pop('bbox_3d') and None)
+
+
+LOAD = dict(type='LoadSurroundPoints', coord_type='LIDAR', load_dim=5, use_dim=5)
+
+
+def test_a_sample_without_a_lidar_is_named_where_points_are_loaded(build: Build) -> None:
+    def take_away(file: Dict[str, Any]) -> None:
+        for info in file['data_list']:
+            del info['lidar_points']['lidar_path']
+            info.pop('lidar_sweeps', None)
+
+    assert len(build(take_away)) == len(build())
+    with pytest.raises(ValueError, match=r'a.pkl: sample \w+ has no LiDAR.* pretraining and the depth labels .* do'):
+        build(take_away, pipeline=[LOAD])
+
+
+def test_a_file_without_annotations_is_not_trained_on(build: Build) -> None:
+    def take_away(file: Dict[str, Any]) -> None:
+        for info in file['data_list']:
+            info['instances'] = []
+            info.pop('cam_instances', None)
+
+    with pytest.raises(ValueError, match='a.pkl has no annotation, as that of the test split'):
+        build(take_away, filter_empty_gt=True)
+    assert len(build(take_away, filter_empty_gt=False)) == len(build())
+    assert len(build(take_away, filter_empty_gt=True, test_mode=True)) == len(build())
 
 
 def test_files_that_are_none_are_named(build: Build) -> None:

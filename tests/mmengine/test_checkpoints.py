@@ -197,3 +197,20 @@ def test_a_backbone_and_a_student_start_from_an_address(web: Path, make_config: 
     pretrainer.student, pretrainer.init_from = make_model(make_config()), address
     pretrainer.init_weights()
     assert torch.equal(pretrainer.student.head.weight, model.head.weight)
+
+
+def test_a_schedule_resumes_with_its_own_function_not_a_stand_in(tmp_path: Path) -> None:
+    from mmengine.optim import OneCycleLR
+
+    def schedule() -> Any:
+        optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.1)
+        return optimizer, OneCycleLR(optimizer, eta_max=0.1, total_steps=10)
+
+    (optimizer, wanted), (own, resumed) = schedule(), schedule()
+    for _ in range(3):
+        wanted.step()
+    torch.save({'param_schedulers': [wanted.state_dict()], 'state_dict': {}}, tmp_path / 'run.pth')
+    resumed.load_state_dict(CheckpointLoader.load_checkpoint(str(tmp_path / 'run.pth'))['param_schedulers'][0])
+    wanted.step()
+    resumed.step()
+    assert own.param_groups[0]['lr'] == optimizer.param_groups[0]['lr'] != 0.1

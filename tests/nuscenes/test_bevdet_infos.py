@@ -19,12 +19,13 @@ from nuscenes.nuscenes import NuScenes
 from pyquaternion import Quaternion
 
 from geomim.__main__ import main
+from geomim.checkpoints.info_files import read_infos
 from geomim.commands.infos import MAKERS
 from geomim.nuscenes import bevdet_infos as infos
 from geomim.nuscenes.bevdet_infos import bevdet_info_names, make_bevdet_infos
 from geomim.nuscenes.infos import info_names
 
-from ..helpers import run_quietly
+from ..helpers import linked_world, run_quietly
 
 LinkWorld = Callable[[Path], Path]
 
@@ -153,6 +154,21 @@ def test_files_of_an_older_mmdet3d_stay_beside_new_ones(
     for name, ours in zip(info_names(), bevdet_info_names()):
         made, base = mmengine.load(str(root / ours)), mmengine.load(str(small_world / name))
         assert [info['token'] for info in made['data_list']] == [info['token'] for info in base['data_list']]
+
+
+def test_files_of_our_names_that_are_of_an_older_mmdet3d_stay_too(bevdet_world: Path, tmp_path: Path) -> None:
+    root = linked_world(bevdet_world, tmp_path / 'world')
+    old = pickle.dumps({'infos': [{'token': 'a'}], 'metadata': {'version': 'v1.0-trainval'}})
+    for name in bevdet_info_names():
+        (root / name).unlink(missing_ok=True)
+        (root / name).write_bytes(old)
+    beside = make_bevdet_infos(root)
+    assert beside == root.resolve() / 'mmdet3d-1.1'
+    assert {(root / name).read_bytes() for name in bevdet_info_names()} == {old}
+    for name in bevdet_info_names():
+        assert len(read_infos(beside / name)['data_list']) == len(read_infos(bevdet_world / name)['data_list'])
+    assert make_bevdet_infos(root, force=True) == root.resolve()
+    assert read_infos(root / bevdet_info_names()[0])['data_list']
 
 
 def test_code_in_an_info_file_does_not_run(small_world: Path, link_world: LinkWorld, tmp_path: Path) -> None:

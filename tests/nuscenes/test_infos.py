@@ -595,3 +595,19 @@ def test_a_table_that_is_no_json_is_named(
             (linked / name).symlink_to(small_world / name)
     with pytest.raises(ValueError, match=rf'table .*{table}\.json is no JSON .*interrupted download'):
         make_bevdet_infos(linked)
+
+
+def test_a_split_without_a_scene_is_named(small_world: Path, tmp_path: Path) -> None:
+    """The world's scenes are those of trainval; nuScenes' mini split has other names."""
+    root = tmp_path / 'own'
+    (root / 'v1.0-mini').mkdir(parents=True)
+    for entry in small_world.iterdir():
+        if entry.is_dir() and entry.name not in ('v1.0-trainval', 'lidarseg'):
+            (root / entry.name).symlink_to(entry)
+    for table in (small_world / 'v1.0-trainval').iterdir():
+        if table.stem != 'lidarseg':
+            (root / 'v1.0-mini' / table.name).symlink_to(table)
+    said = run_quietly(['-m', 'geomim', 'infos', root], status=2).stderr
+    assert 'nuscenes_infos_train.pkl would hold nothing: no scene of v1.0-mini' in said
+    assert 'scene.json has scene-0001' in said
+    assert not list(root.glob('*.pkl'))

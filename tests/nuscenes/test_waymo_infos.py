@@ -97,6 +97,28 @@ def test_folders_that_do_not_fit_are_named(small_world: Path, tmp_path: Path) ->
     assert not list(root.glob('waymo_infos_*'))
 
 
+def test_info_files_of_an_older_mmdet3d_give_way_to_those_beside(five_world: Path, tmp_path: Path) -> None:
+    root = linked_world(five_world, tmp_path / 'world')
+    (root / 'mmdet3d-1.1').mkdir()
+    for split in ('train', 'val'):
+        path = root / f'nuscenes_infos_{split}.pkl'
+        path.rename(root / 'mmdet3d-1.1' / path.name)
+        mmengine.dump({'infos': [], 'metadata': {}}, path)
+    make_waymo_infos(root)
+    assert mmengine.load(root / 'waymo_infos_val.pkl')['data_list']
+
+
+def test_a_folder_of_another_order_is_named(five_world: Path, tmp_path: Path) -> None:
+    root = linked_world(five_world, tmp_path / 'world')
+    path = root / 'nuscenes_infos_train.pkl'
+    infos = mmengine.load(path)
+    infos['data_list'][0]['lidar_points']['lidar_path'] = 'scene-1/00000.bin'
+    path.unlink()
+    mmengine.dump(infos, path)
+    with pytest.raises(ValueError, match=r'scene-1/00000.bin does not exist; --for waymo takes'):
+        make_waymo_infos(root)
+
+
 def on_world(config: Config, root: Path) -> Config:
     """Point a Waymo configuration to the world, which keeps images where nuScenes has them."""
     for name in LOADERS:

@@ -166,6 +166,16 @@ def test_sweeps_shuffles_and_ranges_hide_nothing(sample: Dict[str, Any], before:
     assert_seen(through(sample, [*steps, SHUFFLE, limits]), cloud)
 
 
+@cases
+def test_points_that_are_not_finite_hide_no_place(sample: Dict[str, Any], before: List[Dict[str, Any]]) -> None:
+    cloud = recorded()
+    cloud[::3, :3], cloud[1::7, 2] = np.nan, -np.inf
+    cloud.tofile(sample['pts_filename'])
+    results = through(sample, before, drop_nonfinite=True)
+    assert results['dropped_points'] == int((~np.isfinite(cloud).all(axis=1)).sum())
+    assert_seen(results)
+
+
 @pytest.mark.parametrize('moved', [False, True])
 def test_few_points_of_the_file_among_many_are_enough(sample: Dict[str, Any], moved: bool) -> None:
     """Pasted objects stand before them, and twenty sweeps behind them."""

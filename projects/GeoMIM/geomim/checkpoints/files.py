@@ -13,12 +13,14 @@ import torch
 from torch import Tensor
 
 from ..atomic import PathLike, atomic_path
-from .reading import Checkpoint, keep_from_executing, read_checkpoint, reading_safely
+from .reading import Checkpoint, drop_inert, keep_from_executing, read_checkpoint, reading_safely
 
 # Entries that hold the weights as they were trained, the most usual first.
 _TRAINED = ('state_dict', 'model', 'module', 'model_state_dict')
 _AVERAGED = frozenset(('ema', 'swa', 'averaged', 'average'))
+_WORDS = re.compile('[A-Z]+(?![a-z])|[A-Z]?[a-z]+')  # of snake_case and camelCase
 _COUNTERS = ('steps', 'n_averaged')  # of a module that averages, beside the weights under `module.`
+_RESUMED = ('optimizer', 'param_schedulers', 'message_hub')  # states that hosts compute with
 _DEEPEST = 8  # dictionaries inside each other; a file may hold itself
 _WRAPPERS = ('_orig_mod', '_fsdp_wrapped_module', '_checkpoint_wrapped_module')  # no module of a model is called so
 
@@ -73,7 +75,8 @@ def weights_of(checkpoint: Checkpoint) -> Tuple[Dict[str, Tensor], Origin]:
     found = _search(checkpoint.content, ())
     if found is None:
         keys = sorted(map(str, checkpoint.content))[:10]
-        raise ValueError(f'{checkpoint.source} holds no tensors; its top-level keys are {keys}')
+        unbuilt = f'; carried objects left unbuilt: {some(checkpoint.inert)}' if checkpoint.inert else ''
+        raise ValueError(f'{checkpoint.source} holds no tensors; its top-level keys are {keys}{unbuilt}')
     return found.tensors, replace(found.origin, inert=checkpoint.inert)
 
 
@@ -101,6 +104,8 @@ def loading_safely(load: Callable[..., Any], further: Mapping[str, Any], tell: C
         if found is not None and found.origin.averaged and found.origin.passed_over:
             tell(f'{filename}: of its weights, {found.origin.describe()}; the host itself takes state_dict')
         keep_from_executing(checkpoint)
+        for state in _RESUMED if isinstance(checkpoint, dict) else ():
+            drop_inert(checkpoint.get(state))
         return checkpoint
 
     return classmethod(load_checkpoint)
@@ -112,8 +117,8 @@ def _search(level: Mapping[Any, Any], path: Tuple[str, ...]) -> Optional[_Found]
         return None
     inner = {str(key): value for key, value in level.items() if isinstance(value, dict)}
     trained = _first(inner, [key for key in _TRAINED if key in inner], path) or _at(level, path)
-    averages = [key for key in inner if _AVERAGED & set(re.split('[^a-z]+', key.lower()))]
-    averaged = _first(inner, averages, path)
+    averages = [key for key in inner if _AVERAGED & {word.lower() for word in _WORDS.findall(key)}]
+    averaged = _first(inner, averages, path) or _below(inner, averages, path)
     if averaged is None:
         if trained is not None and 'updates' in level:  # BEVDet's hook counts them beside its averages
             return replace(trained, origin=replace(trained.origin, averaged='updates beside them'))
@@ -135,6 +140,14 @@ def _search(level: Mapping[Any, Any], path: Tuple[str, ...]) -> Optional[_Found]
 
 def _first(inner: Mapping[str, Any], keys: Sequence[str], path: Tuple[str, ...]) -> Optional[_Found]:
     return next(filter(None, (_search(inner[key], (*path, key)) for key in keys)), None)
+
+
+def _below(inner: Mapping[str, Any], keys: Sequence[str], path: Tuple[str, ...]) -> Optional[_Found]:
+    """The weights in whatever dictionary stands inside those of ``keys``, such as ``shadow``."""
+    levels = (
+        (key, {str(name): value for name, value in inner[key].items() if isinstance(value, dict)}) for key in keys
+    )
+    return next(filter(None, (_first(level, list(level), (*path, key)) for key, level in levels)), None)
 
 
 def _covers(averaged: _Found, trained: _Found) -> bool:

@@ -10,6 +10,7 @@ from pathlib import PurePosixPath, PureWindowsPath
 from typing import Any, Dict, Optional
 
 from ..atomic import PathLike
+from .reading import latin1
 
 REMEDY = 'python -m geomim infos ROOT makes new ones beside'
 _OLD = (
@@ -32,24 +33,20 @@ _BUILTINS = (
     'str',
     'tuple',
 )
+_PYTHON2 = {'long': 'int', 'unicode': 'str', 'xrange': 'range'}  # pickle's older protocols write these names
 _NUMPY = {
     'multiarray': ('_reconstruct', 'scalar'),
     'numeric': ('_frombuffer',),  # arrays in pickle's fifth protocol
 }
 
 
-def _latin1(text: str, encoding: str) -> bytes:
-    """How pickle writes bytes in its older protocols."""
-    if encoding != 'latin1':
-        raise pickle.UnpicklingError(f'it encodes with {encoding!r}')
-    return text.encode(encoding)
-
-
 class _PlainUnpickler(pickle.Unpickler):
     """Finds the names that numpy's arrays and Python's containers are pickled by, and no other."""
 
     def find_class(self, module: str, name: str) -> Any:
-        room = 'builtins' if module == '__builtin__' else module  # pickle's older protocols use the older name
+        room = 'builtins' if module == '__builtin__' else module
+        if module == '__builtin__':
+            name = _PYTHON2.get(name, name)
         if room == 'builtins' and name in _BUILTINS or room == 'numpy' and name in ('ndarray', 'dtype'):
             return super().find_class(room, name)
         if room == 'collections' and name in ('OrderedDict', 'defaultdict'):
@@ -57,7 +54,7 @@ class _PlainUnpickler(pickle.Unpickler):
         if room.startswith('pathlib') and name.endswith('Path'):
             return PureWindowsPath if 'Windows' in name else PurePosixPath
         if (room, name) == ('_codecs', 'encode'):
-            return _latin1
+            return latin1
         for part, names in _NUMPY.items():
             if room in (f'numpy.core.{part}', f'numpy._core.{part}') and name in names:
                 return self._of_numpy(part, name)

@@ -68,15 +68,15 @@ _PLAIN: Dict[str, Any] = {
     'torch.device': torch.device,
     'builtins.set': set,
 }
-_DATA_TYPES = (
-    'bool', 'bytearray', 'bytes', 'complex', 'dict', 'float', 'frozenset', 'int', 'list', 'object', 'range', 'set',
-    'slice', 'str', 'tuple', 'type',
-)  # fmt: skip
 # A file that names functions of these rooms attacks its reader: it is refused, though inert stand-ins would do no harm.
 _RUNS_CODE = (
     '_ctypes', '_io', '_operator', '_pickle', '_posixsubprocess', 'asyncio', 'code', 'codeop', 'commands', 'ctypes',
     'importlib', 'io', 'marshal', 'multiprocessing', 'nt', 'operator', 'os', 'pdb', 'pickle', 'pip', 'posix',
     'profile', 'pty', 'runpy', 'shutil', 'signal', 'socket', 'subprocess', 'sys', 'tempfile', 'timeit', 'webbrowser',
+)  # fmt: skip
+_BUILTINS_THAT_RUN_CODE = (
+    '__import__', 'breakpoint', 'compile', 'delattr', 'eval', 'exec', 'execfile', 'file', 'getattr', 'globals', 'input', 'locals',
+    'open', 'setattr', 'vars',
 )  # fmt: skip
 
 
@@ -95,11 +95,9 @@ class _RestrictedUnpickler(pickle.Unpickler):
         found = getattr(torch, name, None) if module == 'torch' else None
         if isinstance(found, torch.dtype) or (isinstance(found, type) and name.endswith('Storage')):
             return found
-        if room == 'builtins' and name in _DATA_TYPES:
-            return Inert
-        if room == 'builtins' or room.split('.')[0] in _RUNS_CODE:
+        if room == 'builtins' and name in _BUILTINS_THAT_RUN_CODE or room.split('.')[0] in _RUNS_CODE:
             raise pickle.UnpicklingError(f'it refers to {full}, which is no tensor or plain container and may run code')
-        if full not in self.unknown:
+        if room != 'builtins' and full not in self.unknown:
             self.unknown.append(full)
         return Inert
 
@@ -280,6 +278,24 @@ def keep_from_executing(checkpoint: Any) -> None:
         meta['config'] = f'gpu_ids = {gpu_ids}\n'
 
 
+def drop_inert(content: Any) -> None:
+    """Drop the entries of dictionaries, at any depth of ``content``, that became :class:`Inert`.
+
+    A host that resumes keeps its own value where a file has none, such as the function of a schedule, and would compute with
+    a stand-in.
+    """
+    waiting, seen = [content], set()
+    while waiting:
+        level = waiting.pop()
+        if id(level) in seen or not isinstance(level, (dict, list)):
+            continue
+        seen.add(id(level))
+        if isinstance(level, dict):
+            for key in [key for key, value in level.items() if isinstance(value, Inert) or value is Inert]:
+                del level[key]
+        waiting.extend(level.values() if isinstance(level, dict) else level)
+
+
 def _gpu_ids(text: Any) -> Optional[List[int]]:
     """``gpu_ids`` of a configuration's text, a list or a ``range``, without executing it; None for anything else."""
     try:
@@ -298,7 +314,7 @@ def _gpu_ids(text: Any) -> Optional[List[int]]:
     return found if all(type(one) is int for one in found) else None
 
 
-def _latin1(text: str, encoding: str) -> bytes:
+def latin1(text: str, encoding: str) -> bytes:
     """How pickle writes bytes in its older protocols."""
     if encoding != 'latin1':
         raise ValueError(f'refused to encode with {encoding!r} while reading a checkpoint')
@@ -310,7 +326,7 @@ def arrays_of(numpy: Any) -> Dict[str, Any]:
     core = numpy._core if hasattr(getattr(numpy, '_core', None), 'multiarray') else numpy.core
     dtypes = [type(numpy.dtype(kind)) for kind in ('float64', 'float32', 'int64', 'int32', 'bool')]
     allowed: Dict[str, Any] = {f'{kind.__module__}.{kind.__qualname__}': kind for kind in dtypes}
-    allowed.update({'numpy.ndarray': numpy.ndarray, 'numpy.dtype': numpy.dtype, '_codecs.encode': _latin1})
+    allowed.update({'numpy.ndarray': numpy.ndarray, 'numpy.dtype': numpy.dtype, '_codecs.encode': latin1})
     for room in ('numpy.core.multiarray', 'numpy._core.multiarray'):  # numpy 1 and 2 wrote different names
         allowed.update({f'{room}.{name}': getattr(core.multiarray, name) for name in ('scalar', '_reconstruct')})
     return allowed

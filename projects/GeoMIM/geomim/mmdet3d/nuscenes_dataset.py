@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
-from typing import Any, Dict, List, Mapping, Optional
+from typing import Any, Dict, List, Mapping, Optional, Sequence, Union
 
 import mmengine.fileio
 from mmdet3d.datasets import NuScenesDataset
+from mmdet3d.datasets.transforms import LoadPointsFromFile
 from mmengine.logging import print_log
 from mmengine.registry import DATASETS
 
@@ -25,7 +26,8 @@ class PlainNuScenesDataset(NuScenesDataset):
 
     Raises:
         ValueError: a file that ``read_infos`` refuses or that has no sample, a class that is nowhere known, a label that the
-            file has no class for.
+            file has no class for, a sample without a LiDAR whose points the pipeline loads, or, with ``filter_empty_gt``, no
+            annotation to train on.
     """
 
     def __init__(self, *args: Any, metainfo: Optional[Mapping[str, Any]] = None, **kwargs: Any) -> None:
@@ -43,10 +45,36 @@ class PlainNuScenesDataset(NuScenesDataset):
                 f'{self.ann_file} has no sample: its data_list is empty. Are scenes of this split, by the names that '
                 'nuScenes-devkit lists for it, in the tables that the file was made of?'
             )
+        self._check_content(file['data_list'])
         self._take_metainfo(file['metainfo'])
         # one entry per sample, or a list of one per camera
         parsed = (self.parse_data_info(info) for info in file['data_list'])
         return [entry for one in parsed for entry in (one if isinstance(one, list) else [one])]
+
+    def _check_content(self, data_list: Sequence[Mapping[str, Any]]) -> None:
+        """What is absent is found out before a worker looks for it."""
+        absent = [info.get('token') for info in data_list if not _has_lidar(info)]
+        if absent and any(isinstance(step, LoadPointsFromFile) for step in self.pipeline.transforms):
+            raise ValueError(
+                f'{self.ann_file}: sample {absent[0]} has no LiDAR, of which LoadPointsFromFile in the pipeline reads; BEVDet and '
+                'BEVDet4D need no points, pretraining and the depth labels of BEVDepth4D and BEVStereo4D do'
+            )
+        annotated = any(info.get('instances') or info.get('cam_instances') for info in data_list)
+        if self.filter_empty_gt and not self.test_mode and not annotated:
+            raise ValueError(
+                f'{self.ann_file} has no annotation, as that of the test split, and filter_empty_gt leaves out samples without: '
+                'there is nothing to train on'
+            )
+
+    def parse_data_info(self, info: Dict[str, Any]) -> Union[List[Dict[str, Any]], Dict[str, Any]]:
+        """By mmdet3d, which asks for the file of a LiDAR even if there is none."""
+        modality = self.modality
+        try:
+            self.modality = dict(modality, use_lidar=modality['use_lidar'] and _has_lidar(info))
+            parsed: Union[List[Dict[str, Any]], Dict[str, Any]] = super().parse_data_info(info)
+        finally:
+            self.modality = modality
+        return parsed
 
     def _take_metainfo(self, metainfo: Mapping[str, Any]) -> None:
         for key, value in metainfo.items():
@@ -90,3 +118,7 @@ class PlainNuScenesDataset(NuScenesDataset):
                 f"{sorted(self.label_mapping)}: name it in infos['metainfo']['categories'], or give it -1, a thing of no class"
             ) from error
         return parsed
+
+
+def _has_lidar(info: Mapping[str, Any]) -> bool:
+    return 'lidar_path' in (info.get('lidar_points') or {})

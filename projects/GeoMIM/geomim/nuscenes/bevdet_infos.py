@@ -14,8 +14,18 @@ from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 import mmengine
 
 from ..atomic import atomic_path
-from ..checkpoints.info_files import describe_if_old, read_infos
-from .infos import BESIDE, find_version, info_names, make_infos, pose_matrix, read_table, splits_of
+from ..checkpoints.info_files import read_infos
+from .infos import (
+    BESIDE,
+    beside_old,
+    find_version,
+    has_infos,
+    info_names,
+    make_infos,
+    pose_matrix,
+    read_table,
+    splits_of,
+)
 
 LINKS = ('scene_token', 'prev', 'next')
 
@@ -36,17 +46,18 @@ def make_bevdet_infos(root: Path, out: Optional[Path] = None, version: str = '',
         force: make them anew; mmdet3d's own are made only if they are absent.
 
     Returns:
-        ``out``.
+        ``out``, or its folder ``mmdet3d-1.1`` as :func:`make_infos`.
 
     Raises:
         ValueError: no nuScenes folder, or info files and tables that do not belong together.
     """
     root = root.expanduser().resolve()
     version, out = version or find_version(root), (out or root).expanduser().resolve()
-    if all((out / name).is_file() for name in bevdet_info_names(version)) and not force:
-        return out
+    place = out if force else beside_old(out, bevdet_info_names(version))
+    if has_infos(place, bevdet_info_names(version)) and not force:
+        return place
     names = info_names(version)
-    folders = [folder for folder in (out, root, out / BESIDE, root / BESIDE) if _has_infos(folder, names)]
+    folders = [folder for folder in (out, root, out / BESIDE, root / BESIDE) if has_infos(folder, names)]
     base = folders[0] if folders else make_infos(root, out, version)
     files = {name: read_infos(base / name) for name in names}
     for name, file in files.items():
@@ -56,13 +67,9 @@ def make_bevdet_infos(root: Path, out: Optional[Path] = None, version: str = '',
     links, poses = _read_tables(root / version, [info for file in files.values() for info in file['data_list']])
     for (name, file), ours in zip(files.items(), bevdet_info_names(version)):
         extended = dict(file, data_list=[_extended(info, links, poses, base / name) for info in file['data_list']])
-        with atomic_path(out / ours) as temporary:
+        with atomic_path(place / ours) as temporary:
             mmengine.dump(extended, temporary, file_format='pkl')
-    return out
-
-
-def _has_infos(folder: Path, names: Sequence[str]) -> bool:
-    return all((folder / name).is_file() and not describe_if_old(folder / name) for name in names)
+    return place
 
 
 def _read_tables(folder: Path, infos: Sequence[Mapping[str, Any]]) -> Tuple[Dict[str, Any], Dict[str, List[Any]]]:

@@ -104,12 +104,10 @@ def make_infos(root: Path, out: Optional[Path] = None, version: str = '', force:
     root = root.expanduser().resolve()
     version, out = version or find_version(root), (out or root).expanduser().resolve()
     names = info_names(version)
-    old = [text for text in (describe_if_old(out / name) for name in names) if text]
-    if old and not force:
-        out = out / BESIDE
-        print_log(f'{old[0]}: they go into {out}, the old ones stay', 'current', level=logging.WARNING)
-    if all((out / name).is_file() for name in names) and not force:
-        return out
+    if not force:
+        out = beside_old(out, names)
+        if has_infos(out, names):
+            return out
     cameras = _channels(root, version, 'camera')
     here = Path.cwd()
     with _view_of(root, out) as view:
@@ -122,6 +120,20 @@ def make_infos(root: Path, out: Optional[Path] = None, version: str = '', force:
             with atomic_path(out / name) as temporary:
                 Path(temporary).write_bytes((view / name).read_bytes())
     return out
+
+
+def has_infos(folder: Path, names: Sequence[str]) -> bool:
+    """Whether a folder has all of these info files, and none of them is of mmdet3d before 1.1."""
+    return all((folder / name).is_file() and not describe_if_old(folder / name) for name in names)
+
+
+def beside_old(folder: Path, names: Sequence[str]) -> Path:
+    """Where new info files go: ``folder``, or its folder ``mmdet3d-1.1`` if files of an older version have their names there."""
+    old = [text for text in (describe_if_old(folder / name) for name in names) if text]
+    if not old:
+        return folder
+    print_log(f'{old[0]}: they go into {folder / BESIDE}, the old ones stay', 'current', level=logging.WARNING)
+    return folder / BESIDE
 
 
 def _channels(root: Path, version: str, modality: str) -> List[str]:
@@ -196,7 +208,14 @@ def _convert(version: str, cameras: Sequence[str]) -> None:
     files = _keyframe_files(folder)
     for name in info_names(version):
         path = f'data/nuscenes/{name}'
-        update_infos_to_v2.update_pkl_infos('nuscenes', out_dir='data/nuscenes', pkl_path=path)
+        try:
+            update_infos_to_v2.update_pkl_infos('nuscenes', out_dir='data/nuscenes', pkl_path=path)
+        except UnboundLocalError as error:  # what the converter makes of a split without a keyframe
+            found = ', '.join(row['name'] for row in read_table(folder / 'scene.json')[:3])
+            raise ValueError(
+                f'{name} would hold nothing: no scene of {version} with its files there falls into this split. Scenes do by their '
+                f'names, which nuscenes.utils.splits lists (train, val; mini_train, mini_val); scene.json has {found}, ...'
+            ) from error
         infos = read_infos(path)
         if set(cameras) != set(NUSCENES_CAMERAS):
             _put_real_cameras(infos, version, cameras)

@@ -14,8 +14,8 @@ import mmengine
 import numpy as np
 
 from ..atomic import atomic_path
-from ..checkpoints.info_files import read_infos
-from .infos import SPLITS
+from ..checkpoints.info_files import describe_if_old, read_infos
+from .infos import BESIDE, SPLITS
 
 CAMERAS = ('CAM_FRONT', 'CAM_FRONT_LEFT', 'CAM_FRONT_RIGHT', 'CAM_SIDE_LEFT', 'CAM_SIDE_RIGHT')
 CLASSES = ('Car', 'Pedestrian', 'Cyclist')
@@ -50,8 +50,12 @@ def make_waymo_infos(root: Path) -> Path:
     root = root.expanduser().resolve()
     for split, name in zip(SPLITS, waymo_info_names()):
         source = root / f'nuscenes_infos_{split}.pkl'
+        if describe_if_old(source):
+            source = root / BESIDE / source.name
         if not source.is_file():
-            raise ValueError(f'{root} has no {source.name}; python -m geomim infos {root} --for mmdet3d makes it')
+            raise ValueError(
+                f'{source.parent} has no {source.name}; python -m geomim infos {root} --for mmdet3d makes it'
+            )
         infos = read_infos(source)
         labels = {number: NAMES.get(text) for text, number in infos['metainfo']['categories'].items()}
         frames = [
@@ -75,7 +79,12 @@ def waymo_info(info: Mapping[str, Any], index: int, labels: Mapping[int, Any], r
         raise ValueError(f'sample {info["token"]}: no LiDAR, of which Waymo files name the points')
     lidar2ego = np.asarray(info['lidar_points']['lidar2ego'], dtype=np.float64)
     path = root / POINTS / f'{index:07d}.bin'
-    _write_points(root / 'samples' / 'LIDAR_TOP' / info['lidar_points']['lidar_path'], path, lidar2ego)
+    source = root / 'samples' / 'LIDAR_TOP' / info['lidar_points']['lidar_path']
+    if not source.is_file():
+        raise ValueError(
+            f'sample {info["token"]}: {source} does not exist; --for waymo takes a folder whose keyframes lie in samples/SENSOR/'
+        )
+    _write_points(source, path, lidar2ego)
     instances = _instances(info['instances'], labels, lidar2ego)
     return {
         'sample_idx': index,

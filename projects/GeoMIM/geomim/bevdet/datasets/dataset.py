@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 
 import numpy as np
-from mmdet3d.datasets.transforms import LoadPointsFromFile
 from mmengine.fileio import join_path
 from mmengine.registry import DATASETS
 
@@ -77,7 +76,7 @@ class BEVDetNuScenesDataset(PlainNuScenesDataset):
 
     Raises:
         ValueError: a range that is none, or info files without links or with links that lead to another scene, to a
-            later time, or out of the file, or without a LiDAR whose points the pipeline loads.
+            later time, or out of the file.
     """
 
     def __init__(
@@ -109,19 +108,9 @@ class BEVDetNuScenesDataset(PlainNuScenesDataset):
         if self.test_mode:
             kept.setdefault('instances', [])  # a recording without annotations
         kept['lidar_points'] = lidar_frame(info)
-        parsed = self._parsed(kept)
+        parsed: Dict[str, Any] = super().parse_data_info(kept)
         if 'occupancy' in self.data_prefix:
             parsed['occupancy_path'] = self._occupancy_path(info)
-        return parsed
-
-    def _parsed(self, info: Dict[str, Any]) -> Dict[str, Any]:
-        """By mmdet3d, which asks for the file of a LiDAR even if there is none."""
-        modality = self.modality
-        try:
-            self.modality = dict(modality, use_lidar=modality['use_lidar'] and 'lidar_path' in info['lidar_points'])
-            parsed: Dict[str, Any] = super().parse_data_info(info)
-        finally:
-            self.modality = modality
         return parsed
 
     def _occupancy_path(self, info: Mapping[str, Any]) -> str:
@@ -134,7 +123,6 @@ class BEVDetNuScenesDataset(PlainNuScenesDataset):
 
     def load_data_list(self) -> List[Dict[str, Any]]:
         data_list: List[Dict[str, Any]] = super().load_data_list()
-        self._check_lidar(data_list)
         starts: Dict[str, float] = {}
         for info in data_list:
             starts[info['scene_token']] = min(info['timestamp'], starts.get(info['scene_token'], np.inf))
@@ -145,15 +133,6 @@ class BEVDetNuScenesDataset(PlainNuScenesDataset):
             dict(info, past_frames=self._past_frames(info, by_token, info['scene_token'] == clamped))
             for info in data_list
         ]
-
-    def _check_lidar(self, data_list: Sequence[Mapping[str, Any]]) -> None:
-        """A rig without a LiDAR is found out before a worker looks for its points."""
-        absent = [info['token'] for info in data_list if 'lidar_path' not in info['lidar_points']]
-        if absent and any(isinstance(step, LoadPointsFromFile) for step in self.pipeline.transforms):
-            raise ValueError(
-                f'{self.ann_file}: sample {absent[0]} has no LiDAR, of which LoadPointsFromFile in the pipeline reads; BEVDet and '
-                'BEVDet4D need no points, the depth labels of BEVDepth4D and BEVStereo4D do'
-            )
 
     def _past_frames(
         self, info: Mapping[str, Any], by_token: Mapping[str, Mapping[str, Any]], clamped: bool
