@@ -85,6 +85,7 @@ class _RestrictedUnpickler(pickle._Unpickler):  # the one in Python: what sets a
 
     further: Mapping[str, Any] = {}
     unknown: List[str] = []
+    stack: List[Any]
     dispatch = dict(pickle._Unpickler.dispatch)
 
     def load_build(self) -> None:
@@ -92,9 +93,9 @@ class _RestrictedUnpickler(pickle._Unpickler):  # the one in Python: what sets a
         owner = self.stack[-2]
         if isinstance(owner, (type, FunctionType)) and owner is not Inert:
             raise pickle.UnpicklingError(f'it sets attributes of {owner!r}')
-        super().load_build()
+        super().load_build()  # type: ignore[misc]
 
-    dispatch[pickle.BUILD[0]] = load_build
+    dispatch[pickle.BUILD[0]] = load_build  # type: ignore[assignment]
 
     def find_class(self, module: str, name: str) -> Any:
         room = 'builtins' if module == '__builtin__' else module  # pickle's older protocols use the older name
