@@ -6,13 +6,14 @@ import json
 import os
 import pickle
 from collections import OrderedDict, defaultdict
-from pathlib import Path, PurePath
+from pathlib import Path, PurePath, PurePosixPath, PureWindowsPath
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from geomim.checkpoints import info_files
 from geomim.checkpoints.info_files import describe_if_old, read_infos
 
 META = {'categories': {'car': 0, 'animal': -1}, 'version': 'v1.0-mini'}
@@ -143,3 +144,20 @@ def test_only_real_info_files_count(tmp_path: Path) -> None:
     for content in ({'metainfo': META}, {'boxes': 1}, 5):
         with pytest.raises(ValueError, match=r'a\.pkl is no info file: it has no .*data_list'):
             read_infos(dumped(tmp_path / 'a.pkl', content))
+
+
+@pytest.mark.parametrize(
+    'name',
+    ['pathlib.PosixPath', 'pathlib.WindowsPath', '_codecs.encode', 'numpy.core.numeric._frombuffer', 'builtins.dict'],
+)
+def test_a_file_cannot_alter_what_it_names(tmp_path: Path, name: str) -> None:
+    """Pickles may set attributes of whatever they name; those of a class or function would hold in the whole process."""
+    module, _, attribute = name.rpartition('.')
+    # GLOBAL name; (None, {'__doc__': 'x'}); BUILD; POP; the content of a sound file
+    start = b'\x80\x02c' + f'{module}\n{attribute}\n'.encode() + b'N}X\x07\x00\x00\x00__doc__X\x01\x00\x00\x00xs\x86b0'
+    path = tmp_path / 'a.pkl'
+    path.write_bytes(start + pickle.dumps({'metainfo': META, 'data_list': []}, protocol=2)[2:])
+    before = [PurePosixPath.__doc__, PureWindowsPath.__doc__, info_files._latin1.__doc__]
+    with pytest.raises(ValueError, match=r'a\.pkl cannot be read .* attribute'):
+        read_infos(path)
+    assert before == [PurePosixPath.__doc__, PureWindowsPath.__doc__, info_files._latin1.__doc__]

@@ -8,6 +8,7 @@ import decimal
 import enum
 import functools
 import io
+import pickle
 import zipfile
 from collections import OrderedDict, defaultdict
 from pathlib import Path
@@ -175,6 +176,18 @@ def test_a_file_cannot_alter_the_stand_ins() -> None:
     before = dict(vars(reading.Inert))
     assert reading.restricted_reader({}).Unpickler(io.BytesIO(program)).load() is reading.Inert
     assert dict(vars(reading.Inert)) == before
+
+
+@pytest.mark.parametrize('name', ['torch._utils._rebuild_tensor_v2', 'numpy.core.multiarray._reconstruct', 'here.Mine'])
+def test_a_file_cannot_alter_classes_and_functions_of_the_process(name: str) -> None:
+    class Mine:
+        pass
+
+    module, _, attribute = name.rpartition('.')
+    program = b'\x80\x02c' + f'{module}\n{attribute}\n'.encode() + b'(N}X\x05\x00\x00\x00addedX\x01\x00\x00\x00xstb.'
+    with pytest.raises(pickle.UnpicklingError, match='it sets attributes of'):
+        reading.restricted_reader({'here.Mine': Mine}).Unpickler(io.BytesIO(program)).load()
+    assert not any(hasattr(one, 'added') for one in (Mine, torch._utils._rebuild_tensor_v2, reading._inert))
 
 
 @pytest.mark.parametrize('form', ['zip', 'old format'])

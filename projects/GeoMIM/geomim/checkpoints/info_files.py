@@ -7,7 +7,7 @@ import json
 import pickle
 import pickletools
 from pathlib import PurePosixPath, PureWindowsPath
-from typing import Any, Dict, Optional
+from typing import Any, Callable, Dict, Optional
 
 from ..atomic import PathLike
 from .reading import latin1
@@ -40,6 +40,19 @@ _NUMPY = {
 }
 
 
+class _Maker:
+    """A class or function of Python in a file's hands: it can be called, and no attribute of it can be set."""
+
+    def __init__(self, make: Callable[..., Any]) -> None:
+        self._make = make
+
+    def __call__(self, *arguments: Any) -> Any:
+        return self._make(*arguments)
+
+    def __setstate__(self, state: Any) -> None:
+        raise pickle.UnpicklingError(f'it sets attributes of {self._make!r}')
+
+
 class _PlainUnpickler(pickle.Unpickler):
     """Finds the names that numpy's arrays and Python's containers are pickled by, and no other."""
 
@@ -52,12 +65,12 @@ class _PlainUnpickler(pickle.Unpickler):
         if room == 'collections' and name in ('OrderedDict', 'defaultdict'):
             return super().find_class(room, name)
         if room.startswith('pathlib') and name.endswith('Path'):
-            return PureWindowsPath if 'Windows' in name else PurePosixPath
+            return _Maker(PureWindowsPath if 'Windows' in name else PurePosixPath)
         if (room, name) == ('_codecs', 'encode'):
-            return latin1
+            return _Maker(latin1)
         for part, names in _NUMPY.items():
             if room in (f'numpy.core.{part}', f'numpy._core.{part}') and name in names:
-                return self._of_numpy(part, name)
+                return _Maker(self._of_numpy(part, name))
         raise pickle.UnpicklingError(f'it refers to {module}.{name}, which is neither a container nor of numpy')
 
     def _of_numpy(self, part: str, name: str) -> Any:

@@ -8,7 +8,7 @@ from collections import OrderedDict
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
+from types import FunctionType, SimpleNamespace
 from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Tuple
 
 import torch
@@ -80,11 +80,22 @@ _BUILTINS_THAT_RUN_CODE = (
 )  # fmt: skip
 
 
-class _RestrictedUnpickler(pickle.Unpickler):
+class _RestrictedUnpickler(pickle._Unpickler):  # the one in Python: what sets attributes can be looked at
     """Finds tensors, plain containers and the names in ``further``; anything else becomes inert and is noted in ``unknown``."""
 
     further: Mapping[str, Any] = {}
     unknown: List[str] = []
+    stack: List[Any]
+    dispatch = dict(pickle._Unpickler.dispatch)
+
+    def load_build(self) -> None:
+        """State is for objects that the file made; the classes and functions that it names belong to the process."""
+        owner = self.stack[-2]
+        if isinstance(owner, (type, FunctionType)) and owner is not Inert:
+            raise pickle.UnpicklingError(f'it sets attributes of {owner!r}')
+        super().load_build()  # type: ignore[misc]
+
+    dispatch[pickle.BUILD[0]] = load_build  # type: ignore[assignment]
 
     def find_class(self, module: str, name: str) -> Any:
         room = 'builtins' if module == '__builtin__' else module  # pickle's older protocols use the older name
