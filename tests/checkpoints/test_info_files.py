@@ -157,7 +157,7 @@ def test_a_file_cannot_alter_what_it_names(tmp_path: Path, name: str) -> None:
     start = b'\x80\x02c' + f'{module}\n{attribute}\n'.encode() + b'N}X\x07\x00\x00\x00__doc__X\x01\x00\x00\x00xs\x86b0'
     path = tmp_path / 'a.pkl'
     path.write_bytes(start + pickle.dumps({'metainfo': META, 'data_list': []}, protocol=2)[2:])
-    before = [PurePosixPath.__doc__, PureWindowsPath.__doc__, info_files._latin1.__doc__]
+    before = [PurePosixPath.__doc__, PureWindowsPath.__doc__, info_files.latin1.__doc__]
     with pytest.raises(ValueError, match=r'a\.pkl cannot be read .* attribute'):
         read_infos(path)
-    assert before == [PurePosixPath.__doc__, PureWindowsPath.__doc__, info_files._latin1.__doc__]
+    assert before == [PurePosixPath.__doc__, PureWindowsPath.__doc__, info_files.latin1.__doc__]
