@@ -95,7 +95,11 @@ def test_a_resnet_starts_from_torchvisions_weights(fresh: Path, name: str, given
 
 def test_every_resnet_configuration_has_the_same_backbone(fresh: Path) -> None:
     """So that the two that are built above stand for all."""
-    backbones = [Config.fromfile(path).model.img_backbone for path in OFFICIAL if 'r50' in path.stem and 'geomim' not in path.stem]
+    backbones = [
+        Config.fromfile(path).model.img_backbone
+        for path in OFFICIAL
+        if 'r50' in path.stem and 'geomim' not in path.stem
+    ]
     assert len(backbones) >= 6
     assert {(one.type, one.depth, one.init_cfg.checkpoint) for one in backbones} == {
         ('mmdet.ResNet', 50, 'torchvision://resnet50')
