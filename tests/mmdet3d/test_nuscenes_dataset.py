@@ -141,6 +141,16 @@ def test_a_file_without_annotations_is_not_trained_on(build: Build) -> None:
     assert len(build(take_away, filter_empty_gt=True, test_mode=True)) == len(build())
 
 
+def test_samples_without_an_entry_for_annotations_have_no_boxes(build: Build) -> None:
+    """As pretraining needs none; a recording's info file may leave the entry out."""
+
+    def leave_out(file: Dict[str, Any]) -> None:
+        for info in file['data_list']:
+            del info['instances']
+
+    assert set(map(len, named(build(leave_out, filter_empty_gt=False)))) == {0}
+
+
 def test_files_that_are_none_are_named(build: Build) -> None:
     with pytest.raises(ValueError, match=r'a\.pkl has no sample'):
         build(lambda file: file['data_list'].clear())

@@ -107,6 +107,8 @@ class PlainNuScenesDataset(NuScenesDataset):
         return {**dict.fromkeys(numbers.values(), -1), **labels}
 
     def parse_ann_info(self, info: Dict[str, Any]) -> Dict[str, Any]:
+        """By mmdet3d; a sample without an entry for annotations has none, a label that the file has no class for is named."""
+        info = {'instances': [], **info}
         try:
             parsed: Dict[str, Any] = super().parse_ann_info(info)
         except KeyError as error:
