@@ -23,6 +23,8 @@ def test_encoders_and_necks_of_odd_settings() -> None:
         FPN_LSS(24, 8, scale_factor=4, input_feature_index=(0, 1))(maps)
     with pytest.raises(ValueError, match=r'2 maps for input_feature_index \(0, 2\)'):
         FPN_LSS(24, 8)(maps)
+    with pytest.raises(ValueError, match=r'in_channels must be one number, .* got \[8, 16\]'):
+        FPN_LSS([8, 16], 8)
     fpn = CustomFPN([8, 16], 4, out_ids=[1])
     assert fpn(maps).shape == (1, 4, 8, 8)
     with pytest.raises(ValueError, match='1 maps, expected 2'):

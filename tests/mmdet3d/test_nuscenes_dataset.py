@@ -141,6 +141,14 @@ def test_a_file_without_annotations_is_not_trained_on(build: Build) -> None:
     assert len(build(take_away, filter_empty_gt=True, test_mode=True)) == len(build())
 
 
+def test_a_box_of_other_numbers_is_named(build: Build) -> None:
+    def cut(file: Dict[str, Any]) -> None:
+        file['data_list'][0]['instances'][1]['bbox_3d'] = [1.0, 2.0, 3.0, 4.0, 5.0]
+
+    with pytest.raises(ValueError, match=r'a.pkl: sample \w+ has a bbox_3d of 5 numbers, it needs 7'):
+        build(cut)
+
+
 def test_samples_without_an_entry_for_annotations_have_no_boxes(build: Build) -> None:
     """As pretraining needs none; a recording's info file may leave the entry out."""
 

@@ -36,6 +36,9 @@ class FPN_LSS(BaseModule):
         scale_factor: from the coarse to the fine map.
         input_feature_index: of the fine and the coarse map among the inputs.
         extra_upsample: of the output over the fine map, ``None`` for an output on the fine map's cells.
+
+    Raises:
+        ValueError: ``in_channels`` is no number; in the forward, maps that are absent or do not fit each other.
     """
 
     def __init__(
@@ -47,6 +50,10 @@ class FPN_LSS(BaseModule):
         extra_upsample: Optional[float] = 2,
     ) -> None:
         super().__init__()
+        if not isinstance(in_channels, int):
+            raise ValueError(
+                f'FPN_LSS: in_channels must be one number, the sum of those of both maps, got {in_channels!r}'
+            )
         self.fine, self.coarse = input_feature_index
         self.up = _upsample(scale_factor)
         inner = out_channels if extra_upsample is None else out_channels * 2

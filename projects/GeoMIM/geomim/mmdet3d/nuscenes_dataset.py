@@ -13,6 +13,8 @@ from mmengine.registry import DATASETS
 
 from ..checkpoints.info_files import read_infos
 
+_BOX = 7  # numbers of bbox_3d
+
 
 @DATASETS.register_module()
 class PlainNuScenesDataset(NuScenesDataset):
@@ -107,8 +109,14 @@ class PlainNuScenesDataset(NuScenesDataset):
         return {**dict.fromkeys(numbers.values(), -1), **labels}
 
     def parse_ann_info(self, info: Dict[str, Any]) -> Dict[str, Any]:
-        """By mmdet3d; a sample without an entry for annotations has none, a label that the file has no class for is named."""
+        """By mmdet3d; a sample without an entry for annotations has none, boxes and labels that cannot be are named."""
         info = {'instances': [], **info}
+        for thing in info['instances']:
+            if len(thing['bbox_3d']) != _BOX:
+                raise ValueError(
+                    f'{self.ann_file}: sample {info.get("token")} has a bbox_3d of {len(thing["bbox_3d"])} numbers, it needs '
+                    f'{_BOX} (x, y, z, length, width, height, yaw): {thing["bbox_3d"]}'
+                )
         try:
             parsed: Dict[str, Any] = super().parse_ann_info(info)
         except KeyError as error:
