@@ -95,7 +95,7 @@ class Plain(nn.Module):
         (Detector, dict(decay_rate=0.5, custom_keys={}), r"got \['custom_keys', 'decay_rate'\]"),
         (Detector, dict(decay_rate=1.5), r'lie in \(0, 1\], got 1.5'),
         (Detector, dict(decay_rate=0.5, num_layers=3), 'num_layers 3 is less than the 4 blocks'),
-        (Detector, dict(decay_rate=0.5, backbone='body'), 'no Swin under body'),
+        (Detector, dict(decay_rate=0.5, backbone='body'), 'no Swin, plain vision transformer or ConvNeXt under body'),
         (Plain, dict(decay_rate=0.5), 'its img_backbone is a Conv2d'),
     ],
 )
