@@ -103,6 +103,27 @@ def test_every_parameter_that_learns_gets_a_gradient(encoder: MaskedEncoder) -> 
     assert unused == []
 
 
+@pytest.mark.parametrize('name', ['resnet18', 'convnext_atto', 'regnety_002', 'mobilenetv3_small_100', TRANSFORMERS[0]])
+def test_recomputing_changes_nothing(name: str) -> None:
+    """``with_cp``: the same maps and gradients, whichever way a network calls the parts that it recomputes."""
+    masks, images = complementary_masks((64, 96)), torch.randn(2, 3, 64, 96)
+    found = []
+    for with_cp in (False, True):
+        torch.manual_seed(0)
+        spec = student_config(
+            dict(encoder=dict(type='timm', name=name, with_cp=with_cp, **options_of(name))), None
+        ).encoder
+        encoder = spec.build().train()
+        maps = encoder(images, masks)
+        sum(map_.square().sum() for map_ in maps).backward()
+        found.append((maps, {key: value.grad for key, value in encoder.named_parameters() if value.requires_grad}))
+    (maps, gradients), (again, recomputed) = found
+    for one, other in zip(maps, again):
+        torch.testing.assert_close(one, other)
+    for key, gradient in gradients.items():
+        torch.testing.assert_close(recomputed[key], gradient, rtol=1e-3, atol=1e-4 * float(gradient.abs().max()))
+
+
 def test_the_pass_runs_on_the_meta_device(encoder: MaskedEncoder) -> None:
     spec = BackboneSpec(lambda: TimmBackbone(encoder.name, **options_of(encoder.name)), encoder.name)
     on_meta = spec.build(activation_checkpointing=True).to('meta')

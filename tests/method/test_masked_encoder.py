@@ -8,6 +8,7 @@ from typing import Any, Callable, List, Tuple
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint_sequential
 
 from geomim import CameraRig, GeoMIM, GeoMIMConfig, SwinConfig
 from geomim.method.masked_encoder import BackboneSpec, EncoderSpec, MaskedPasses
@@ -66,6 +67,19 @@ class OneMap(Residual):
         return super().forward(x)[1]
 
 
+class Recomputing(Residual):
+    """Calls the parts of its stages one by one and recomputes them in the backward."""
+
+    def forward(self, x: Tensor) -> Tuple[Tensor, ...]:
+        x = self.maxpool(self.relu(self.norm1(self.conv1(x))))
+        maps: List[Tensor] = []
+        for index in range(4):
+            x = checkpoint_sequential(getattr(self, f'layer{index + 1}'), 1, x, **WITHOUT_REENTRANT)
+            maps.append(x)
+        return tuple(maps[index] for index in self.outputs)
+
+
+WITHOUT_REENTRANT = dict(use_reentrant=False) if torch.__version__ >= '2.1' else {}
 SWIN = SwinConfig(embed_dims=8, depths=(1, 1, 1, 1), num_heads=(1, 1, 2, 2), window_size=(4, 4, 3, 2))
 SPECS = {
     'swin': SWIN,
@@ -186,6 +200,20 @@ def test_pretraining_trains_every_parameter(
     unused = [name for name, parameter in student.named_parameters() if parameter.grad is None]
     # the stage behind stride 16 and the first map's are there, and not asked for
     assert [name for name in unused if 'layer4' not in name] == []
+
+
+@pytest.mark.skipif(torch.__version__ < '2.1', reason='older ones recompute by another way')
+def test_stages_that_are_recomputed_are_the_same() -> None:
+    """Maps and gradients, where a network calls the parts of a stage and not the stage, and again in the backward."""
+    masks, images, found = complementary_masks((64, 96)), torch.randn(2, 3, 64, 96), []
+    for kind in (Residual, Recomputing):
+        torch.manual_seed(0)
+        encoder = MaskedPasses(kind(nn.Identity))
+        maps = encoder(images, masks)
+        sum(map_.square().sum() for map_ in maps).backward()
+        found.append([*maps, *(value.grad for name, value in encoder.named_parameters())])
+    for one, other in zip(*found):
+        torch.testing.assert_close(one, other)
 
 
 def test_building_leaves_random_state_and_modes_alone() -> None:

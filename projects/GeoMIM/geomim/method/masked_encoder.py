@@ -193,6 +193,7 @@ class MaskedPasses(_OfBackbone):
         super().__init__(backbone, name)
         self.mask_colour = nn.Parameter(torch.zeros(1, 3, 1, 1))
         self._masks: Optional[Tensor] = None
+        self._passing = False
         self._kept: Dict[Tuple[int, int], Tensor] = {}
         for stage in self._stages:
             stage.register_forward_hook(self._hide_again)
@@ -205,27 +206,29 @@ class MaskedPasses(_OfBackbone):
             if isinstance(output, Tensor) and output.dim() == 4:
                 sizes[module] = (output.shape[2], output.shape[3])
 
-        children = [child for top in _unwrapped(self.backbone).children() for child in (top, *top.children())]
-        handles = [child.register_forward_hook(note) for child in children]
+        tops = [(top, list(top.children())) for top in _unwrapped(self.backbone).children()]
+        ends = {_last_called(module) for top, parts in tops for module in (top, *parts)}
+        handles = [end.register_forward_hook(note) for end in ends]
         try:
             shapes = super()._trial(images, name)
         finally:
             for handle in handles:
                 handle.remove()
         self._stages: List[nn.Module] = []
-        for top in _unwrapped(self.backbone).children():
-            parts = [part for part in top.children() if part in sizes]
+        for top, parts in tops:
+            found = [end for end in map(_last_called, parts) if end in sizes]
             # a container of stages is looked into, one of blocks of a single resolution is a stage
             contains_stages = isinstance(top, (nn.ModuleList, nn.ModuleDict, nn.Sequential))
-            if contains_stages and (top not in sizes or len({sizes[part] for part in parts}) > 1):
-                self._stages += parts
-            elif top in sizes:
-                self._stages.append(top)
+            if contains_stages and (_last_called(top) not in sizes or len({sizes[end] for end in found}) > 1):
+                self._stages += found
+            elif _last_called(top) in sizes:
+                self._stages.append(_last_called(top))
         return shapes
 
     def _hide_again(self, _: nn.Module, __: Any, output: Any) -> Any:
         """A stage's output (K * M, C, h, w), hidden cells set to zero."""
-        if self._masks is None or not isinstance(output, Tensor) or output.dim() != 4:
+        hides = self._masks is not None and (self._passing or _in_backward())  # which may recompute the stage
+        if not hides or not isinstance(output, Tensor) or output.dim() != 4:
             return output
         return self._of_copies(output).mul(self._keep(output)).flatten(0, 1)
 
@@ -246,7 +249,7 @@ class MaskedPasses(_OfBackbone):
         """See :meth:`MaskedEncoder.forward`."""
         if masks is None:
             return self.whole(images)
-        self._masks = masks
+        self._masks, self._kept, self._passing = masks, {}, True
         try:
             hidden = self._keep(images) < 0.5
             copies = torch.where(hidden, self.mask_colour.to(images.dtype), images)
@@ -254,8 +257,17 @@ class MaskedPasses(_OfBackbone):
             # every position from the copy that keeps it; the others are zero there
             return tuple((self._of_copies(map_) * self._keep(map_)).sum(0) for map_ in maps)
         finally:
-            self._masks = None
-            self._kept = {}
+            self._passing = False  # the masks stay for the backward
+
+
+def _in_backward() -> bool:
+    """Whether the autograd engine runs now (torch >= 2.0 tells)."""
+    return getattr(torch._C, '_current_graph_task_id', lambda: -1)() != -1
+
+
+def _last_called(stage: nn.Module) -> nn.Module:
+    """The module that gives a stage's output even where its network calls the parts of a container one by one."""
+    return _last_called(stage[-1]) if isinstance(stage, nn.Sequential) and len(stage) else stage
 
 
 def _unwrapped(backbone: nn.Module) -> nn.Module:
