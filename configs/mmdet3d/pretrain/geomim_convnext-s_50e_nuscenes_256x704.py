@@ -1,7 +1,6 @@
 # ConvNeXt-S from ImageNet-12k weights, by timm.
-_base_ = './geomim_swin-b_50e_nuscenes_256x704.py'
+_base_ = './geomim_r50_50e_nuscenes_256x704.py'
 model = dict(
-    init_from=None,
     student=dict(
         encoder=dict(
             _delete_=True,
@@ -10,5 +9,5 @@ model = dict(
             pretrained='checkpoints/convnext_small.in12k_ft_in1k.pth',
             with_cp=True,
         )
-    ),
+    )
 )
