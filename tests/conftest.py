@@ -8,6 +8,8 @@ import importlib
 import json
 import math
 import os
+import shutil
+import urllib.error
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -30,7 +32,7 @@ from geomim import (
 )
 from geomim.method.masking import complementary_masks
 
-from .helpers import linked_world, run_quietly
+from .helpers import linked_version, linked_world, run_quietly
 
 IMAGE_SIZE = (64, 96)
 
@@ -217,6 +219,22 @@ def randomise_parameters() -> Callable[[torch.nn.Module], None]:
     return randomise
 
 
+@pytest.fixture
+def web(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder that stands for the network: an address's last part is a file's name; torch's cache is empty."""
+    folder = tmp_path / 'web'
+    folder.mkdir()
+
+    def download(url: str, target: str, *_: Any, **__: Any) -> None:
+        if not (folder / Path(url).name).is_file():
+            raise urllib.error.URLError('no network')
+        shutil.copy(folder / Path(url).name, target)
+
+    monkeypatch.setattr(torch.hub, 'download_url_to_file', download)
+    monkeypatch.setenv('TORCH_HOME', str(tmp_path / 'cache'))
+    return folder
+
+
 @pytest.fixture(scope='session')
 def repository() -> Path:
     return Path(__file__).resolve().parents[1]
@@ -375,13 +393,10 @@ def bevdet_world(link_world: Callable[[Path], Path], tmp_path_factory: pytest.Te
 def unannotated_world(small_world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The small world as v1.0-test, by links: its tables have no annotation; with info files of ours. Not to be changed."""
     root = tmp_path_factory.mktemp('unannotated') / 'world'
-    (root / 'v1.0-test').mkdir(parents=True)
-    for entry in small_world.iterdir():
-        if entry.is_dir() and entry.name not in ('v1.0-trainval', 'lidarseg'):
-            (root / entry.name).symlink_to(entry)
+    tables = linked_version(small_world, root, 'v1.0-test')
     for table in (small_world / 'v1.0-trainval').iterdir():
         if table.stem != 'lidarseg':
             empty = table.stem in ('sample_annotation', 'instance')
-            (root / 'v1.0-test' / table.name).write_text('[]' if empty else table.read_text())
+            (tables / table.name).write_text('[]' if empty else table.read_text())
     run_quietly(['-m', 'geomim', 'infos', root])
     return root

@@ -27,6 +27,16 @@ def run_quietly(
     return done
 
 
+class Attack:
+    """Calls ``function(*arguments)`` when it is unpickled the ordinary way."""
+
+    def __init__(self, function: Callable[..., Any], *arguments: Any) -> None:
+        self.call = function, arguments
+
+    def __reduce__(self) -> Any:
+        return self.call
+
+
 def let_timm_import() -> None:
     """Bring in timm where the set-up put it, with the torchvision that it imports.
 
@@ -53,6 +63,16 @@ def runs_still(pid: int) -> bool:
         return Path(f'/proc/{pid}/stat').read_text().rpartition(')')[2].split()[0] != 'Z'
     except (FileNotFoundError, ProcessLookupError):
         return False
+
+
+def linked_version(world: Path, root: Path, version: str) -> Path:
+    """A world of v1.0-trainval by links, with a folder for tables of another version, which is returned; without lidarseg."""
+    tables = root / version
+    tables.mkdir(parents=True)
+    for entry in world.iterdir():
+        if entry.is_dir() and entry.name not in ('v1.0-trainval', 'lidarseg'):
+            (root / entry.name).symlink_to(entry)
+    return tables
 
 
 def linked_world(world: Path, root: Path) -> Path:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
 import sys
-import urllib.error
 from pathlib import Path
 from typing import Any, Dict, Iterator, Set
 
@@ -46,21 +44,11 @@ def all_sources() -> Dict[str, Set[str]]:
 
 
 @pytest.fixture
-def fresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def fresh(web: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """No torchvision, no cache, no network; a folder whose files can be downloaded by their names."""
-    folder = tmp_path / 'web'
-    folder.mkdir()
-
-    def download(url: str, target: str, *_: Any, **__: Any) -> None:
-        if not (folder / Path(url).name).is_file():
-            raise urllib.error.URLError('no network')
-        shutil.copy(folder / Path(url).name, target)
-
     monkeypatch.setitem(sys.modules, 'torchvision', None)
-    monkeypatch.setattr(torch.hub, 'download_url_to_file', download)
-    monkeypatch.setenv('TORCH_HOME', str(tmp_path / 'cache'))
     monkeypatch.chdir(tmp_path)
-    return folder
+    return web
 
 
 def test_every_source_is_a_file_to_provide_or_an_address_that_the_host_knows(fresh: Path) -> None:

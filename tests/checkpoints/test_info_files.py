@@ -16,25 +16,9 @@ import torch
 from geomim.checkpoints import info_files
 from geomim.checkpoints.info_files import describe_if_old, read_infos
 
+from ..helpers import Attack
+
 META = {'categories': {'car': 0, 'animal': -1}, 'version': 'v1.0-mini'}
-
-
-class Opens:
-    """As an attacker's object: unpickling it makes a file."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = str(path)
-
-    def __reduce__(self) -> Any:
-        return open, (self.path, 'w')
-
-
-class Shouts:
-    def __init__(self, function: Any, *arguments: Any) -> None:
-        self.call = (function, arguments)
-
-    def __reduce__(self) -> Any:
-        return self.call
 
 
 def dumped(path: Path, content: Any, protocol: int = 2) -> Path:
@@ -76,7 +60,7 @@ def test_both_numpys_names_are_known(tmp_path: Path) -> None:
 @pytest.mark.parametrize('protocol', range(pickle.HIGHEST_PROTOCOL + 1))
 @pytest.mark.parametrize('place', ['root', 'metainfo', 'sample', 'array'])
 def test_code_is_named_and_does_not_run(tmp_path: Path, protocol: int, place: str) -> None:
-    bad: Any = Opens(tmp_path / 'ran')
+    bad: Any = Attack(open, str(tmp_path / 'ran'), 'w')
     content: Any = {
         'root': bad,
         'metainfo': {'metainfo': {'a': bad}, 'data_list': []},
@@ -91,8 +75,8 @@ def test_code_is_named_and_does_not_run(tmp_path: Path, protocol: int, place: st
 @pytest.mark.parametrize(
     'thing',
     [
-        Shouts(os.system, 'true'), Shouts(eval, '1'), Shouts(getattr, dict, 'get'), Shouts(__import__, 'os'),
-        Shouts(print, 'a'), Shouts(np.load, 'a'), Shouts(pickle.loads, b'N.'), torch.zeros(2), Path.home, np.save,
+        Attack(os.system, 'true'), Attack(eval, '1'), Attack(getattr, dict, 'get'), Attack(__import__, 'os'),
+        Attack(print, 'a'), Attack(np.load, 'a'), Attack(pickle.loads, b'N.'), torch.zeros(2), Path.home, np.save,
     ],
 )  # fmt: skip
 def test_whatever_is_no_plain_data_is_refused(tmp_path: Path, thing: Any) -> None:

@@ -27,7 +27,7 @@ from geomim.checkpoints.loading import (
     tensors_of,
 )
 
-from ..helpers import assert_same_tensors
+from ..helpers import Attack, assert_same_tensors
 
 Make = Callable[..., Any]
 
@@ -104,16 +104,6 @@ def test_files_without_a_dictionary_are_named(tmp_path: Path, value: Any) -> Non
     torch.save(value, str(path))
     with pytest.raises(ValueError, match=rf'holds a {type(value).__name__}, expected a dictionary'):
         read_checkpoint(path)
-
-
-class Attack:
-    """Calls ``function(*arguments)`` when it is unpickled the ordinary way."""
-
-    def __init__(self, function: Callable[..., Any], *arguments: Any) -> None:
-        self.call = function, arguments
-
-    def __reduce__(self) -> Any:
-        return self.call
 
 
 @pytest.mark.parametrize('form', ['zip', 'old format', 'bare pickle', 'pickle of a dictionary'])

@@ -21,6 +21,8 @@ from geomim.checkpoints import reading
 from geomim.checkpoints.files import weights_of
 from geomim.checkpoints.reading import open_checkpoint
 
+from ..helpers import Attack
+
 BUILT = []
 
 
@@ -162,14 +164,6 @@ def test_weights_themselves_are_never_replaced_by_nothing(tmp_path: Path, any_to
         weights_of(open_checkpoint(path))
 
 
-class Call:
-    def __init__(self, function: Any, *arguments: Any) -> None:
-        self.call = function, arguments
-
-    def __reduce__(self) -> Any:
-        return self.call
-
-
 def test_a_file_cannot_alter_the_stand_ins() -> None:
     # GLOBAL some.Name; MARK, NONE, {'__init__': 'x'} -> TUPLE; BUILD on the class itself
     program = b'\x80\x02csome\nName\n(N}X\x08\x00\x00\x00__init__X\x01\x00\x00\x00xstb.'
@@ -194,7 +188,7 @@ def test_a_file_cannot_alter_classes_and_functions_of_the_process(name: str) -> 
 def test_a_chain_through_carried_objects_reaches_nothing(tmp_path: Path, any_torch: None, form: str) -> None:
     """An unknown function is called with a file's arguments by nobody."""
     path = tmp_path / 'run.pth'
-    attack = Call(note, Call(note, 'inner'))
+    attack = Attack(note, Attack(note, 'inner'))
     torch.save({'model': {'a': torch.ones(1)}, 'x': attack}, str(path), _use_new_zipfile_serialization=form == 'zip')
     BUILT.clear()
     checkpoint = open_checkpoint(path)

@@ -19,6 +19,8 @@ import geomim.bevdet
 import geomim.mmdet3d  # noqa: F401
 from geomim.mmdet3d import nuscenes_dataset
 
+from ..helpers import Attack
+
 NAMES = {'pretraining': 'nuscenes', 'finetuning': 'bevdet'}
 Build = Callable[..., Any]
 
@@ -166,17 +168,9 @@ def test_files_that_are_none_are_named(build: Build) -> None:
         build(lambda file: dict(infos=file['data_list'], metadata=dict(version='v1.0-trainval')))
 
 
-class Opens:
-    def __init__(self, path: Path) -> None:
-        self.path = str(path)
-
-    def __reduce__(self) -> Any:
-        return open, (self.path, 'w')
-
-
 def test_code_in_an_info_file_does_not_run(build: Build, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r'a\.pkl cannot be read .*it refers to _?io\.open'):
-        build(lambda file: file['data_list'][0].update(extra=Opens(tmp_path / 'ran')))
+        build(lambda file: file['data_list'][0].update(extra=Attack(open, str(tmp_path / 'ran'), 'w')))
     assert not (tmp_path / 'ran').exists()
 
 

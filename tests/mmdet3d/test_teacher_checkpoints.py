@@ -20,6 +20,7 @@ from geomim.mmdet3d.teacher import LidarTeacher
 from geomim.teachers.probe import object_points
 from geomim.teachers.sparse_kernels import sparse_convolutions, turned
 
+from ..helpers import Attack
 from .teacher_zoo import teacher_config
 
 State = Dict[str, Tensor]
@@ -116,20 +117,10 @@ def test_a_runs_own_checkpoint_with_histories_and_optimizer_is_read(tmp_path, tr
     assert torch.equal(load(path)([POINTS]), trained([POINTS]))
 
 
-class Attack:
-    """Makes a file when it is unpickled the ordinary way."""
-
-    def __init__(self, marker: Any) -> None:
-        self.marker = str(marker)
-
-    def __reduce__(self) -> Any:
-        return open, (self.marker, 'w')
-
-
 def test_code_in_a_file_is_refused_and_not_run(tmp_path, trained):
     """More ways to hide code are in tests/checkpoints; here the message tells a teacher's owner what to do."""
     marker = tmp_path / 'marker'
-    path = save(tmp_path, weights(trained), meta=Attack(marker))
+    path = save(tmp_path, weights(trained), meta=Attack(open, str(marker), 'w'))
     with pytest.raises(ValueError, match=r'teacher\.pth .*refused for safety.*publish_model\.py'):
         load(path)
     assert not marker.exists()

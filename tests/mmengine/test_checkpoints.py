@@ -6,9 +6,8 @@ import io
 import shutil
 import sys
 import types
-import urllib.error
 from pathlib import Path
-from typing import Any, Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -23,31 +22,9 @@ from mmengine.runner.checkpoint import CheckpointLoader
 
 import geomim.mmengine  # noqa: F401 - installs the safe reader
 
+from ..helpers import Attack
+
 ADDRESS = 'https://example.org/models/evil-00000000.pth'
-
-
-class Attack:
-    def __init__(self, marker: Path) -> None:
-        self.marker = str(marker)
-
-    def __reduce__(self) -> Any:
-        return open, (self.marker, 'w')
-
-
-@pytest.fixture
-def web(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A folder that stands for the network: an address's last part is a file's name; the cache is empty."""
-    folder = tmp_path / 'web'
-    folder.mkdir()
-
-    def download(url: str, target: str, *_: Any, **__: Any) -> None:
-        if not (folder / Path(url).name).is_file():
-            raise urllib.error.URLError('no network')
-        shutil.copy(folder / Path(url).name, target)
-
-    monkeypatch.setattr(torch.hub, 'download_url_to_file', download)
-    monkeypatch.setenv('TORCH_HOME', str(tmp_path / 'cache'))
-    return folder
 
 
 def register(name: str, content: Any, web: Path, monkeypatch: pytest.MonkeyPatch) -> str:
@@ -94,7 +71,9 @@ KINDS = ['https', 's3', 'pavi', 'open-mmlab', 'open-mmlab, a local file', 'torch
 @pytest.mark.parametrize('kind', KINDS)
 def test_no_loader_of_the_host_executes_a_file(kind: str, web: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     marker = web / 'ran'
-    address = register(kind, {'state_dict': {'backbone.a': torch.ones(1)}, 'x': Attack(marker)}, web, monkeypatch)
+    address = register(
+        kind, {'state_dict': {'backbone.a': torch.ones(1)}, 'x': Attack(open, str(marker), 'w')}, web, monkeypatch
+    )
     with pytest.raises(ValueError, match='refused for safety'):
         CheckpointLoader.load_checkpoint(address, map_location='cpu')
     assert not marker.exists()

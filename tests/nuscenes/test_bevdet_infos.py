@@ -25,7 +25,7 @@ from geomim.nuscenes import bevdet_infos as infos
 from geomim.nuscenes.bevdet_infos import bevdet_info_names, make_bevdet_infos
 from geomim.nuscenes.infos import info_names
 
-from ..helpers import linked_world, run_quietly
+from ..helpers import Attack, linked_world, run_quietly
 
 LinkWorld = Callable[[Path], Path]
 
@@ -172,14 +172,10 @@ def test_files_of_our_names_that_are_of_an_older_mmdet3d_stay_too(bevdet_world: 
 
 
 def test_code_in_an_info_file_does_not_run(small_world: Path, link_world: LinkWorld, tmp_path: Path) -> None:
-    class Opens:
-        def __reduce__(self) -> Any:
-            return open, (str(tmp_path / 'ran'), 'w')
-
     root = link_world(tmp_path / 'world')
     name = info_names()[0]
     file = mmengine.load(str(root / name))
-    file['data_list'][0]['extra'] = Opens()
+    file['data_list'][0]['extra'] = Attack(open, str(tmp_path / 'ran'), 'w')
     (root / name).unlink()
     mmengine.dump(file, str(root / name))
     for kind in ('bevdet', 'images', 'waymo'):

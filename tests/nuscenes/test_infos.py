@@ -34,7 +34,7 @@ from geomim.synthetic.cast import camera_beams, cast, freeze
 from geomim.synthetic.keyframe import KEYFRAME
 from geomim.synthetic.sensors import FARTHEST_PIXEL
 
-from ..helpers import run_quietly
+from ..helpers import linked_version, run_quietly
 
 CONFIGS = Path(__file__).resolve().parents[2] / 'configs' / 'mmdet3d'
 PREFIX = 'NuScenes metric/pred_instances_3d_NuScenes'
@@ -600,13 +600,10 @@ def test_a_table_that_is_no_json_is_named(
 def test_a_split_without_a_scene_is_named(small_world: Path, tmp_path: Path) -> None:
     """The world's scenes are those of trainval; nuScenes' mini split has other names."""
     root = tmp_path / 'own'
-    (root / 'v1.0-mini').mkdir(parents=True)
-    for entry in small_world.iterdir():
-        if entry.is_dir() and entry.name not in ('v1.0-trainval', 'lidarseg'):
-            (root / entry.name).symlink_to(entry)
+    tables = linked_version(small_world, root, 'v1.0-mini')
     for table in (small_world / 'v1.0-trainval').iterdir():
         if table.stem != 'lidarseg':
-            (root / 'v1.0-mini' / table.name).symlink_to(table)
+            (tables / table.name).symlink_to(table)
     said = run_quietly(['-m', 'geomim', 'infos', root], status=2).stderr
     assert 'nuscenes_infos_train.pkl would hold nothing: no scene of v1.0-mini' in said
     assert 'scene.json has scene-0001' in said

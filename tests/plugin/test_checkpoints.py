@@ -16,15 +16,9 @@ from mmcv.runner.checkpoint import CheckpointLoader
 
 from geomim.plugin.host import open_source
 
+from ..helpers import Attack
+
 ADDRESS = 'https://example.org/models/file-00000000.pth'
-
-
-class Attack:
-    def __init__(self, marker: Path) -> None:
-        self.marker = str(marker)
-
-    def __reduce__(self) -> Any:
-        return open, (self.marker, 'w')
 
 
 def place(content: Any, kind: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:
@@ -39,7 +33,9 @@ def place(content: Any, kind: str, folder: Path, monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.parametrize('kind', ['local', 'https', 'open-mmlab'])
 def test_no_loader_of_the_host_executes_a_file(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    source = place({'state_dict': {'a': torch.ones(1)}, 'x': Attack(tmp_path / 'ran')}, kind, tmp_path, monkeypatch)
+    source = place(
+        {'state_dict': {'a': torch.ones(1)}, 'x': Attack(open, str(tmp_path / 'ran'), 'w')}, kind, tmp_path, monkeypatch
+    )
     with pytest.raises(ValueError, match='refused for safety'):
         CheckpointLoader.load_checkpoint(source, map_location='cpu')
     assert not (tmp_path / 'ran').exists()

@@ -30,7 +30,7 @@ from geomim.bevdet.inference import detect as detect_module
 from geomim.bevdet.inference.drawing import FOUND, TRUE, DrawnBoxes, draw_bev, draw_cameras, draw_in_image
 from geomim.bevdet.inference.frame_pictures import draw_frame
 
-from ...helpers import oriented_image, run_quietly
+from ...helpers import Attack, oriented_image, run_quietly
 
 CONFIG = 'configs/mmdet3d/finetune/bevdepth4d_tiny_synthetic.py'
 ONE_PROCESS = ['--cfg-options', 'test_dataloader.num_workers=0']
@@ -485,11 +485,7 @@ def test_scores_of_the_test_split_are_refused_at_the_first_sample(bevdet_world: 
 
 
 def test_code_in_the_metrics_info_file_does_not_run(bevdet_world: Path, tmp_path: Path) -> None:
-    class Opens:
-        def __reduce__(self) -> Any:
-            return open, (str(tmp_path / 'ran'), 'w')
-
-    mmengine.dump({'metainfo': {}, 'data_list': [Opens()]}, str(tmp_path / 'a.pkl'))
+    mmengine.dump({'metainfo': {}, 'data_list': [Attack(open, str(tmp_path / 'ran'), 'w')]}, str(tmp_path / 'a.pkl'))
     metric = EgoNuScenesMetric(data_root=f'{bevdet_world}/', ann_file=str(tmp_path / 'a.pkl'))
     metric.dataset_meta = dict(classes=['car'], version='v1.0-trainval')
     with pytest.raises(ValueError, match=r'a\.pkl cannot be read .*it refers to'):
