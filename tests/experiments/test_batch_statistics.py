@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
-from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any, Callable
 
 import pytest
@@ -29,10 +27,11 @@ class Strided(nn.Module):
 
 
 def test_whole_images_give_the_statistics(
-    repository: Path, make_config: Callable[..., GeoMIMConfig], monkeypatch: pytest.MonkeyPatch
+    load_script: Callable[[str], ModuleType],
+    make_config: Callable[..., GeoMIMConfig],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.syspath_prepend(str(repository / 'experiments'))
-    module: Any = importlib.import_module('batch_statistics')
+    module = load_script('experiments/batch_statistics.py')
     model = SimpleNamespace(student=GeoMIM(make_config(encoder=BackboneSpec(Strided))).eval())
     module.show_whole_images(model)
     assert not model.student.draw_masks(torch.device('cpu')).any()
