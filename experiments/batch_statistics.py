@@ -13,18 +13,10 @@ from pathlib import Path
 from typing import Any, Dict
 
 import torch
+from ablations import hide_nothing
 from evaluate_pretraining import build, datasets, evaluate, frames
 from runs import add_config, read_config
 from torch import Tensor, nn
-
-from geomim.method.masking import MASK_CELL, mask_grid_size
-
-
-def show_whole_images(model: Any) -> None:
-    """Let the student hide nothing: all copies keep all cells."""
-    student = model.student
-    cells = mask_grid_size(student.config.view_transform.image_size, MASK_CELL, student.config.copies)
-    student.draw_masks = lambda device, generator=None: torch.zeros(student.config.copies, *cells, device=device)
 
 
 def estimate_again(model: Any, dataset: Any, limit: int) -> int:
@@ -64,7 +56,7 @@ def main() -> None:
         model = build(config, arguments.checkpoint)
         train, val = datasets(config)
         report('masked images', evaluate(model, train, val, arguments.max_frames))
-        show_whole_images(model)
+        hide_nothing(model.student)
         report('whole images, statistics of masked ones', evaluate(model, train, val, arguments.max_frames))
         before = spread_of(model)
         layers = estimate_again(model, train, arguments.max_frames)

@@ -1,20 +1,20 @@
-"""Finetuning of a camera detector with or without a pretrained encoder, through mmdet3d's own scripts."""
+"""Finetuning of a camera network with or without a pretrained encoder, through mmdet3d's own scripts."""
 
 from __future__ import annotations
 
 import hashlib
 import sys
 from pathlib import Path
-from typing import Any, Dict, List, Optional
+from typing import Dict, List, Mapping, Optional, Sequence
 
 from run_folders import last_scores
 from runs import (
     CONFIGS,
+    EVALUATORS,
     Data,
     data_options,
     evaluator_options,
-    image_size,
-    pipeline_steps,
+    image_options,
     run,
     schedule_options,
     train,
@@ -44,23 +44,24 @@ def finetune(
     seed: int,
     config: Path = DETECTOR,
     log: Optional[Path] = None,
+    within: Sequence[float] = (),
 ) -> Dict[str, float]:
-    """Train the detector in ``folder``, or go on with it; returns the scores on the validation split.
+    """Train the network in ``folder``, or go on with it; returns the scores on the validation split.
 
     Args:
         data: with the info files of ``with_bevdet_infos``.
         encoder: what the image backbone starts from: an exported encoder or a pretraining checkpoint; None for random
             weights. Everything else about the two is equal, the random numbers of the other weights too.
         folder: of the run; detections come to lie in ``folder/results``.
-        config: of a detector on GeoMIMSwin, whose run is counted in iterations.
+        config: of a detector or a map segmentation, whose run is counted in iterations.
         log: where the output of the commands goes.
+        within: metres; scores of a detector within each of these are added.
 
     Raises:
         ValueError: a configuration that counts epochs.
         RuntimeError: a run without scores.
     """
-    options = [*data_options(data, PREFIX), *evaluator_options(data, folder / 'results', PREFIX)]
-    options += detector_options(config, data, iterations)
+    options = [*data_options(data, PREFIX), *detector_options(config, data, iterations, folder / 'results', within)]
     options += [*start_options(encoder), f'randomness.seed={seed}']
     title = f'Finetuning {"from " + encoder.name if encoder else "from scratch"}, seed {seed}'
     train(title, config, folder, iterations, options, log)
@@ -77,8 +78,10 @@ def start_options(encoder: Optional[Path]) -> List[str]:
     return ['model.img_backbone.init_cfg.type=Pretrained', f'model.img_backbone.init_cfg.checkpoint={encoder}']
 
 
-def detector_options(config: Path, data: Data, iterations: int) -> List[str]:
-    """Options of a detector's configuration for the data's images and the run's length."""
+def detector_options(
+    config: Path, data: Data, iterations: int, results: Path, within: Sequence[float] = ()
+) -> List[str]:
+    """Options of a configuration for the data's images, the run's length and the nuScenes metric, where it has that."""
     from mmengine.config import Config
 
     content = Config.fromfile(config, import_custom_modules=False)
@@ -88,20 +91,24 @@ def detector_options(config: Path, data: Data, iterations: int) -> List[str]:
     for number, hook in enumerate(content.get('custom_hooks', ())):
         if 'begin_iter' in hook:
             options.append(f'custom_hooks.{number}.begin_iter={iterations // 10}')
+    if 'data_root' in content.val_evaluator:
+        options += evaluator_options(data, results, PREFIX)
+        if within:
+            options += [
+                f'{evaluator}.within=({",".join(f"{metres:g}" for metres in within)},)' for evaluator in EVALUATORS
+            ]
     return options + image_options(content, data)
 
 
-def image_options(content: Any, data: Data) -> List[str]:
-    """Options that fit the image augmentation to the size of the data's images."""
-    height, width = image_size(data)
-    options = []
-    for place, step in pipeline_steps(content):
-        given = step.get('data_config')
-        if given and tuple(given['src_size']) != (height, width):
-            lower, upper = (value * given['src_size'][1] / width for value in given['resize'])
-            options.append(f'{place}.data_config.src_size=({height},{width})')
-            options.append(f'{place}.data_config.resize=({lower:.5f},{upper:.5f})')
-    return options
+def headline(scores: Mapping[str, float], within: Sequence[float] = ()) -> Dict[str, float]:
+    """The scores to compare runs by, with short names: mAP, also within each of the ranges, and NDS; or a map's mIoU."""
+    ranges = {f'/within_{metres:g}m/mAP': f'mAP within {metres:g} m' for metres in within}
+    official = {key: value for key, value in scores.items() if '/within_' not in key}
+    found = {
+        name: value for name in ('mAP', 'NDS', 'mIoU') for key, value in official.items() if key.endswith(f'/{name}')
+    }
+    found.update((text, scores[key]) for end, text in ranges.items() for key in scores if key.endswith(end))
+    return found
 
 
 def run_name(encoder: Optional[Path], seed: int, iterations: int) -> str:

@@ -19,6 +19,7 @@ import statistics
 from pathlib import Path
 from typing import Any, Dict, Sequence
 
+import ablations  # noqa: F401 - its model is registered
 import evaluate_pretraining
 import numpy as np
 import torch

@@ -21,6 +21,7 @@ ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = ROOT / 'configs' / 'mmdet3d'
 LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
 EVALUATORS = ('val_evaluator', 'test_evaluator')
+SYNTHETIC_WIDTH = 400  # pixels, of the images that the tiny configurations' resize factors are for
 PATIENCE = 10  # seconds that an interrupted command has for ending by itself
 _RUNNING: Set[subprocess.Popen] = set()
 
@@ -190,3 +191,20 @@ def image_size(data: Data) -> Tuple[int, int]:
     """(height, width) of the cameras' images, pixels, from the tables."""
     rows = json.loads((data.root / data.version / 'sample_data.json').read_text(encoding='utf-8'))
     return next((row['height'], row['width']) for row in rows if row['width'])
+
+
+def image_options(content: Any, data: Data) -> List[str]:
+    """Options that fit a configuration's image augmentation, made for ``SYNTHETIC_WIDTH``, to the data's images."""
+    height, width = image_size(data)
+    options = []
+    for place, step in pipeline_steps(content):
+        given = step.get('data_config')
+        if given and tuple(given['src_size']) != (height, width):
+            lower, upper = (value * given['src_size'][1] / width for value in given['resize'])
+            options.append(f'{place}.data_config.src_size=({height},{width})')
+            options.append(f'{place}.data_config.resize=({lower:.5f},{upper:.5f})')
+        elif step['type'] == 'SurroundImageAug' and width != SYNTHETIC_WIDTH:
+            lower, upper, test = (factor * SYNTHETIC_WIDTH / width for factor in (*step['resize'], step['test_resize']))
+            options.append(f'{place}.resize=({lower:.5f},{upper:.5f})')
+            options.append(f'{place}.test_resize={test:.5f}')
+    return options

@@ -33,7 +33,7 @@ def test_whole_images_give_the_statistics(
 ) -> None:
     module = load_script('experiments/batch_statistics.py')
     model = SimpleNamespace(student=GeoMIM(make_config(encoder=BackboneSpec(Strided))).eval())
-    module.show_whole_images(model)
+    module.hide_nothing(model.student)
     assert not model.student.draw_masks(torch.device('cpu')).any()
     images = torch.randn(3, 1, 6, 3, 64, 96)
     monkeypatch.setattr(module, 'frames', lambda *_: ({'images': frame} for frame in images))

@@ -34,8 +34,7 @@ from runs import (
     Data,
     data_options,
     evaluator_options,
-    image_size,
-    pipeline_steps,
+    image_options,
     run,
     say,
     schedule_options,
@@ -46,7 +45,6 @@ from runs import (
 
 TEACHER = CONFIGS / 'teacher' / 'centerpoint_pillar_tiny_synthetic.py'
 STUDENT = CONFIGS / 'pretrain' / 'geomim_tiny_synthetic.py'
-SYNTHETIC_WIDTH = 400  # pixels, of the images that STUDENT's resize factors are for
 QUICK = dict(scenes='12+3', finetune_iterations=40)
 
 
@@ -92,21 +90,10 @@ def train_teacher(arguments: argparse.Namespace, data: Data) -> Path:
 
 def student_options(arguments: argparse.Namespace, data: Data, teacher: Path) -> List[str]:
     """Options of pretraining, without those of its length."""
-    options = [*data_options(data), f'model.teacher.checkpoint={teacher}', f'randomness.seed={arguments.seed}']
-    return options + image_options(image_size(data)[1])
-
-
-def image_options(width: int) -> List[str]:
-    """Options that fit the resize factors to images of a width."""
     from mmengine.config import Config
 
-    scale, options = SYNTHETIC_WIDTH / width, []
-    for place, step in pipeline_steps(Config.fromfile(STUDENT)):
-        if step['type'] == 'SurroundImageAug' and scale != 1:
-            lower, upper = (factor * scale for factor in step['resize'])
-            options.append(f'{place}.resize=({lower:.5f},{upper:.5f})')
-            options.append(f'{place}.test_resize={step["test_resize"] * scale:.5f}')
-    return options
+    options = [*data_options(data), f'model.teacher.checkpoint={teacher}', f'randomness.seed={arguments.seed}']
+    return options + image_options(Config.fromfile(STUDENT, import_custom_modules=False), data)
 
 
 def evaluate(arguments: argparse.Namespace, options: List[str], checkpoint: Path) -> Dict[str, Any]:

@@ -117,6 +117,10 @@ class GeoMIM(nn.Module):
             self.config.view_transform.image_size, self.config.copies, device=device, generator=generator
         )
 
+    def normalise(self, target_bev: Tensor) -> Tensor:
+        """The teacher's map (B, C, X, Y) -> what is reconstructed, patch-normalised."""
+        return normalise_patches(at_least_float32(target_bev), self.config.target.patch_size, self.config.target.eps)
+
     def encode(self, images: Tensor, masks: Tensor) -> Tensor:
         """images (B * N, 3, H, W) -> fused tokens (B * N, h, w, C)."""
         return self.fusion(self.encoder(images, masks), masks)
@@ -165,7 +169,7 @@ class GeoMIM(nn.Module):
             masks = self.draw_masks(images.device)
         self._check_masks(masks)
         self._check_statistics(rig)
-        target = normalise_patches(at_least_float32(target_bev), self.config.target.patch_size, self.config.target.eps)
+        target = self.normalise(target_bev)
         tokens = self.encode(images.flatten(0, 1), masks)
         semantic, geometry = self.decode(tokens, rig, masks)
         bev, depth = self.project(semantic, geometry, rig)
