@@ -157,7 +157,12 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument('--seeds', type=int, nargs='+', default=[0, 1, 2])
     parser.add_argument('--iterations', type=int, default=300, help='of each run')
     parser.add_argument('--out', type=Path, required=True, help='where runs, logs and tables go')
-    parser.add_argument('--config', type=Path, default=finetuning.DETECTOR, help='of a detector on GeoMIMSwin')
+    parser.add_argument(
+        '--config',
+        type=Path,
+        default=finetuning.DETECTOR,
+        help='of a detector on the backbone that the encoders are of',
+    )
     parser.add_argument('--paired', action='store_true', help='seed i from encoder i only, not from every encoder')
     parser.add_argument('--jobs', type=int, default=1, help='runs at a time')
     arguments = parser.parse_args()

@@ -20,7 +20,7 @@ from runs import (
     train,
 )  # fmt: skip
 
-DETECTOR = CONFIGS / 'finetune' / 'bevdepth4d_rays_tiny_synthetic.py'
+DETECTOR = CONFIGS / 'finetune' / 'bevdepth4d_resnet_tiny_synthetic.py'
 PREFIX = 'bevdet'  # of the info files
 
 
@@ -49,10 +49,10 @@ def finetune(
 
     Args:
         data: with the info files of ``with_bevdet_infos``.
-        encoder: what the image backbone starts from: an exported encoder or a pretraining checkpoint; None for random
+        encoder: what the image backbone starts from, a file of its own names as a pretraining exports it; None for random
             weights. Everything else about the two is equal, the random numbers of the other weights too.
         folder: of the run; detections come to lie in ``folder/results``.
-        config: of a detector on GeoMIMSwin, whose run is counted in iterations.
+        config: of a detector whose run is counted in iterations.
         log: where the output of the commands goes.
 
     Raises:
