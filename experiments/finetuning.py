@@ -56,9 +56,11 @@ def finetune(
         log: where the output of the commands goes.
 
     Raises:
-        ValueError: a configuration that counts epochs.
+        ValueError: a configuration that counts epochs, or an encoder of another backbone.
         RuntimeError: a run without scores.
     """
+    if encoder is not None:
+        check_encoder(config, encoder)
     options = [*data_options(data, PREFIX), *evaluator_options(data, folder / 'results', PREFIX)]
     options += detector_options(config, data, iterations)
     options += [*start_options(encoder), f'randomness.seed={seed}']
@@ -68,6 +70,26 @@ def finetune(
     if not scores:
         raise RuntimeError(f'{folder}: the run left no scores; remove the folder to train again')
     return scores
+
+
+def check_encoder(config: Path, encoder: Path) -> None:
+    """Raise ``ValueError`` unless the file fills the detector's backbone: of one of the host's classes, loading only warns."""
+    from mmengine.config import Config
+    from mmengine.registry import MODELS
+
+    from geomim.checkpoints.files import some, tensors_of
+    from geomim.checkpoints.reading import read_checkpoint
+
+    backbone = Config.fromfile(config, import_custom_modules=False).model.img_backbone
+    if backbone.type == 'GeoMIMSwin':  # which checks what it loads
+        return
+    own, given = MODELS.build({**backbone, 'init_cfg': None}).state_dict(), tensors_of(read_checkpoint(encoder))
+    missing = tuple(sorted(name for name in own if name not in given))
+    if missing:
+        raise ValueError(
+            f'{encoder} does not start the {backbone.type} of {config.name}: it lacks {len(missing)} of {len(own)} tensors: '
+            f'{some(missing, 4)}; take the encoder that a pretraining of this backbone exports'
+        )
 
 
 def start_options(encoder: Optional[Path]) -> List[str]:

@@ -7,6 +7,7 @@ from types import ModuleType
 from typing import Any, Callable, Dict, List
 
 import pytest
+import torch
 
 
 @pytest.fixture
@@ -114,3 +115,25 @@ def test_the_detector_fits_images_of_any_size(
     epochs = finetuning.DETECTOR.with_name('bevdet-r50.py')
     with pytest.raises(ValueError, match='counted in epochs'):
         finetuning.detector_options(epochs, data, 50)
+
+
+def test_an_encoder_of_another_backbone_is_refused(finetuning: ModuleType, tmp_path: Path) -> None:
+    """The host's own loading would warn and train from random weights, in the name of the encoder."""
+    pytest.importorskip('mmdet3d')
+    from mmengine.config import Config
+    from mmengine.registry import MODELS
+
+    config = Config.fromfile(finetuning.DETECTOR, import_custom_modules=False).model.img_backbone
+    own = MODELS.build({**config, 'init_cfg': None}).state_dict()
+    for name, state in {
+        'own': own,
+        'swin': {'patch_embed.projection.weight': torch.zeros(1)},
+        'student': {f'student.encoder.backbone.{key}': value for key, value in own.items()},
+    }.items():
+        torch.save({'state_dict': state}, tmp_path / f'{name}.pth')
+    finetuning.check_encoder(finetuning.DETECTOR, tmp_path / 'own.pth')
+    for name in ('swin', 'student'):
+        with pytest.raises(ValueError, match=rf'{name}.pth does not start the mmdet.ResNet .* bn1.bias'):
+            finetuning.check_encoder(finetuning.DETECTOR, tmp_path / f'{name}.pth')
+    swin = finetuning.DETECTOR.with_name('bevdepth4d_tiny_synthetic.py')
+    finetuning.check_encoder(swin, tmp_path / 'student.pth')
