@@ -20,7 +20,7 @@ from runs import (
     train,
 )  # fmt: skip
 
-DETECTOR = CONFIGS / 'finetune' / 'bevdepth4d_rays_tiny_synthetic.py'
+DETECTOR = CONFIGS / 'finetune' / 'bevdepth4d_resnet_tiny_synthetic.py'
 PREFIX = 'bevdet'  # of the info files
 
 
@@ -50,7 +50,7 @@ def finetune(
 
     Args:
         data: with the info files of ``with_bevdet_infos``.
-        encoder: what the image backbone starts from: an exported encoder or a pretraining checkpoint; None for random
+        encoder: what the image backbone starts from, a file of its own names as a pretraining exports it; None for random
             weights. Everything else about the two is equal, the random numbers of the other weights too.
         folder: of the run; detections come to lie in ``folder/results``.
         config: of a detector or a map segmentation, whose run is counted in iterations.
@@ -58,9 +58,11 @@ def finetune(
         within: metres; scores of a detector within each of these are added.
 
     Raises:
-        ValueError: a configuration that counts epochs.
+        ValueError: a configuration that counts epochs, or an encoder of another backbone.
         RuntimeError: a run without scores.
     """
+    if encoder is not None:
+        check_encoder(config, encoder)
     options = [*data_options(data, PREFIX), *detector_options(config, data, iterations, folder / 'results', within)]
     options += [*start_options(encoder), f'randomness.seed={seed}']
     title = f'Finetuning {"from " + encoder.name if encoder else "from scratch"}, seed {seed}'
@@ -69,6 +71,26 @@ def finetune(
     if not scores:
         raise RuntimeError(f'{folder}: the run left no scores; remove the folder to train again')
     return scores
+
+
+def check_encoder(config: Path, encoder: Path) -> None:
+    """Raise ``ValueError`` unless the file fills the detector's backbone: of one of the host's classes, loading only warns."""
+    from mmengine.config import Config
+    from mmengine.registry import MODELS
+
+    from geomim.checkpoints.files import some, tensors_of
+    from geomim.checkpoints.reading import read_checkpoint
+
+    backbone = Config.fromfile(config, import_custom_modules=False).model.img_backbone
+    if backbone.type == 'GeoMIMSwin':  # which checks what it loads
+        return
+    own, given = MODELS.build({**backbone, 'init_cfg': None}).state_dict(), tensors_of(read_checkpoint(encoder))
+    missing = tuple(sorted(name for name in own if name not in given))
+    if missing:
+        raise ValueError(
+            f'{encoder} does not start the {backbone.type} of {config.name}: it lacks {len(missing)} of {len(own)} tensors: '
+            f'{some(missing, 4)}; take the encoder that a pretraining of this backbone exports'
+        )
 
 
 def start_options(encoder: Optional[Path]) -> List[str]:

@@ -206,17 +206,6 @@ def test_what_is_no_detector_is_refused(published: Any, tmp_path: Path, capsys: 
         resize_windows(state, [16, 16], 'img_backbone.')
 
 
-def test_weights_that_bevdet_has_no_place_for_are_refused(published: Any, tmp_path: Path, capsys: Any) -> None:
-    state = published('bevdet-r50-4d-depth-cbgs')
-    state['img_view_transformer.depth_net.ray_conv.weight'] = torch.zeros(2, 2, 1, 1)
-    source, target = tmp_path / 'rays.pth', tmp_path / 'bevdet.pth'
-    save_atomically({'state_dict': state}, source)
-    assert_same(convert_detector(state, 'mmdet3d'), state)
-    assert run('convert', source, target, '--from', 'mmdet3d', '--to', 'bevdet') != 0
-    assert 'depth_net.ray_conv.weight: ground_rays=True is an option of geomim.bevdet alone' in capsys.readouterr().err
-    assert not target.exists()
-
-
 def test_values_that_are_not_finite_are_refused(published: Any, tmp_path: Path, capsys: Any) -> None:
     state = published('bevdet-r50')
     state['img_neck.fpn_convs.0.conv.bias'].fill_(float('nan'))

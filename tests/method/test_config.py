@@ -31,7 +31,6 @@ def test_every_entry_arrives() -> None:
             'copies': 4,
             'depth_loss_weight': 0.5,
             'activation_checkpointing': True,
-            'static_map': True,
         }
     )
     assert (config.encoder.embed_dims, config.encoder.window_size) == (96, (7, 7, 7, 7))
@@ -45,7 +44,6 @@ def test_every_entry_arrives() -> None:
     assert view.channels == 16
     assert (config.target.channels, config.target.patch_size, config.target.eps) == (32, 5, 1e-6)
     assert (config.copies, config.depth_loss_weight, config.activation_checkpointing) == (4, 0.5, True)
-    assert config.static_map
     hash(config)  # a frozen record of tuples, whatever the lists were
 
 

@@ -110,31 +110,6 @@ def test_recomputation_gives_the_same_losses_and_gradients(
             torch.testing.assert_close(recomputed, plain)
 
 
-def test_a_static_map_is_added_to_each_prediction_and_learns_the_mean_of_the_targets(
-    make_rig: Make, make_config: Make, make_inputs: Make, make_model: Make
-) -> None:
-    plain, rig = make_config(), make_rig(2, 3)
-    inputs = make_inputs(plain, rig)
-    model, reference = make_model(replace(plain, static_map=True)), make_model(plain)
-    assert model.static_map.shape == (1, *inputs['target_bev'].shape[1:])
-    model.load_state_dict({**reference.state_dict(), 'static_map': torch.zeros_like(model.static_map)})
-    before, expected = model(**inputs), reference(**inputs)
-    for ours, theirs in zip(before.predictions, expected.predictions):
-        torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
-    # the best map: it takes away what samples and copies have in common
-    error = torch.stack([before.target - prediction for prediction in before.predictions])
-    common = error.mean(dim=(0, 1))
-    with torch.no_grad():
-        model.static_map += common
-    after = model(**inputs)
-    torch.testing.assert_close(after.predictions[1], expected.predictions[1] + common)
-    torch.testing.assert_close(after.reconstruction_loss, (error - common).square().mean())
-    (gradient,) = torch.autograd.grad(after.reconstruction_loss, [model.static_map])
-    assert gradient.abs().max() < 1e-6
-    assert reference.static_map is None
-    assert 'static_map' not in reference.state_dict()
-
-
 @pytest.mark.skipif(
     TORCH < (2, 0), reason=f'torch {torch.__version__}: bfloat16 on a CPU lacks operations before torch 2.0'
 )

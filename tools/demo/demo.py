@@ -44,7 +44,7 @@ from runs import (
 )
 
 TEACHER = CONFIGS / 'teacher' / 'centerpoint_pillar_tiny_synthetic.py'
-STUDENT = CONFIGS / 'pretrain' / 'geomim_tiny_synthetic.py'
+STUDENT = CONFIGS / 'pretrain' / 'geomim_resnet_tiny_synthetic.py'
 QUICK = dict(scenes='12+3', finetune_iterations=40)
 
 
@@ -108,9 +108,15 @@ def evaluate(arguments: argparse.Namespace, options: List[str], checkpoint: Path
 
 def finetune(arguments: argparse.Namespace, data: Data, student: Path) -> Dict[str, report.Run]:
     """The camera detector, started from the pretrained encoder and from scratch."""
+    from geomim.checkpoints.files import save_atomically, tensors_of
+    from geomim.checkpoints.layouts import export_encoder
+    from geomim.checkpoints.reading import read_checkpoint
+
     data = finetuning.with_bevdet_infos(data, arguments.out / 'infos' if arguments.data else data.root)
-    encoder, seed, iterations = student.parent / 'encoder_bevdet.pth', arguments.seed, arguments.finetune_iterations
-    starts = {report.PRETRAINED: encoder if encoder.is_file() else student, report.SCRATCH: None}
+    encoder, seed, iterations = student.parent / 'encoder_resnet.pth', arguments.seed, arguments.finetune_iterations
+    if not encoder.is_file():  # the run ended between its last checkpoint and the encoder's
+        save_atomically(export_encoder(tensors_of(read_checkpoint(student)), 'backbone'), encoder)
+    starts = {report.PRETRAINED: encoder, report.SCRATCH: None}
     cores = 1 if torch.cuda.is_available() else os.cpu_count() or 1
     if cores > 1:  # side by side, with half the threads each
         os.environ.setdefault('OMP_NUM_THREADS', str(cores // 2))
@@ -186,7 +192,7 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument('--out', type=Path, default=ROOT / 'work_dirs' / 'demo', help='where the results go')
     parser.add_argument('--scenes', default='24+4', help='of the synthetic world, as for `python -m geomim synthesize`')
-    parser.add_argument('--rig', default='truck', help='likewise; cameras 4 m above the road by default')
+    parser.add_argument('--rig', default='nuscenes', help='likewise')
     parser.add_argument('--frames', type=int, default=5, help='keyframes a scene of the synthetic world')
     parser.add_argument('--teacher-iterations', type=int, default=400)
     parser.add_argument('--iterations', type=int, default=110, help='of pretraining')

@@ -8,7 +8,6 @@ model = dict(
     student=dict(
         decoder=dict(dim=64, num_heads=4, depth=4, cross_view_after=(2,), geometry_from=3),
         target=dict(channels=64),
-        static_map=True,  # a third of this target's power is alike in all frames, and minutes are short
     ),
     teacher=dict(
         _delete_=True,

@@ -18,7 +18,6 @@ from mmengine.registry import MODELS
 from geomim import CameraRig
 from geomim.bevdet.view.depth_bins import SpacingIncreasingBins, make_depth_bins
 from geomim.bevdet.view.depth_net import DepthNet, camera_numbers
-from geomim.bevdet.view.ground_rays import ground_rays
 from geomim.bevdet.view.plan_cache import PlanCache
 from geomim.bevdet.view.view_transformer import LSSViewTransformer, LSSViewTransformerBEVDepth
 from geomim.method.depth import depth_labels
@@ -76,77 +75,6 @@ def test_cells_are_those_of_a_plain_loop(make_rig: MakeRig, sid: bool) -> None:
     torch.testing.assert_close(lifted.depth, logits.softmax(1))
 
 
-def test_averaging_cells_divide_by_weights_above_one(make_rig: MakeRig) -> None:
-    rig, features = small_rig(make_rig), torch.randn(2, 3, 8, 2, 3)
-    transformer = build(average=True, collapse_z=False)
-    transformer.depth_net.bias.data[0] = 6.0  # most of the weight one metre from the cameras, in few cells
-    lifted = transformer(features, rig)
-    logits, context = transformer.depth_net(features.flatten(0, 1)).split([12, CHANNELS], dim=1)
-    depths = [float(value) for value in transformer.depths]
-    sums = looped_splat(rig, logits.softmax(1), context, depths)
-    weights = looped_splat(rig, logits.softmax(1), torch.ones_like(context), depths)
-    assert (weights > 1).any()
-    assert ((weights > 0) & (weights < 1)).any()
-    expected = torch.where(weights > 1, sums / weights.clamp(min=1e-9), sums)
-    torch.testing.assert_close(lifted.bev.double(), expected, rtol=1e-5, atol=1e-6)
-
-
-@pytest.mark.parametrize('detached', [False, True])
-def test_detached_depth_hears_nothing_of_the_bev_features(make_rig: MakeRig, detached: bool) -> None:
-    transformer = build('LSSViewTransformerBEVDepth', detach_depth=detached, depthnet_cfg=dict(use_dcn=False))
-    lifted = transformer(torch.randn(2, 3, 8, 2, 3), small_rig(make_rig))
-    logits, context = transformer.depth_net.depth_conv[-1].weight, transformer.depth_net.context_conv.weight
-    of_depth, of_context = torch.autograd.grad(
-        lifted.bev.square().sum(), [logits, context], allow_unused=True, retain_graph=True
-    )
-    assert of_context.abs().max() > 0
-    assert (of_depth is None) == detached
-    depth_map = torch.full((2, 3, *SIZE), 4.0)
-    (of_depth,) = torch.autograd.grad(transformer.depth_loss(depth_map, lifted.depth), [logits])
-    assert of_depth.abs().max() > 0
-
-
-def test_ground_rays_peak_at_the_depth_where_the_ray_meets_the_ground(make_rig: MakeRig) -> None:
-    rig = make_rig(1, 1, (64, 96), augmented=False)
-    pose = torch.eye(4)
-    pose[:3, :3] = torch.tensor([[0.0, 0.0, 1.0], [-1.0, 0.0, 0.0], [0.0, -1.0, 0.0]])  # level, looking ahead
-    pose[2, 3] = 1.5
-    rig = replace(rig, cam2bev=pose[None, None].to(rig.cam2bev), bev_aug=torch.eye(4)[None].to(rig.bev_aug))
-    depths = torch.arange(1.0, 13.0)
-    focal, middle = float(rig.intrinsics[0, 0, 1, 1]), float(rig.intrinsics[0, 0, 1, 2])
-    below = [middle + focal * 1.5 / metres for metres in (3.0, 6.0, 10.0)]
-    columns = [[0.0, row] for row in [*below, middle - 5, middle + focal * 1.5 / 40]]
-    found = ground_rays(torch.tensor(columns)[:, None], depths, rig)[0, :, :, 0]  # (D + 2, 5)
-    assert found[:12, :3].argmax(dim=0).tolist() == [2, 5, 9]
-    torch.testing.assert_close(found[:12, :3].amax(dim=0), torch.ones(3))
-    assert not found[:12, 3:].any()  # above the horizon, and beyond the last bin
-    torch.testing.assert_close(found[12, :3], 5 / torch.tensor([3.0, 6.0, 10.0]))
-    assert found[12, 3] < 0 < found[13, 3]
-    assert (found[13, :3] < 0).all()
-
-
-def test_ground_rays_ignore_the_turn_of_the_bev_frame(make_rig: MakeRig) -> None:
-    rig = make_rig(2, 3, SIZE, augmented=True)
-    turn = torch.diag(torch.tensor([1.05, -1.05, 1.05, 1.0]))
-    turned = replace(rig, bev_aug=turn.to(rig.bev_aug) @ rig.bev_aug)
-    transformer = build('LSSViewTransformerBEVDepth', ground_rays=True)
-    assert transformer.rays(rig).shape == (6, 14, 2, 3)
-    torch.testing.assert_close(transformer.rays(turned), transformer.rays(rig), rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.parametrize('kind', ['LSSViewTransformerBEVDepth', 'LSSViewTransformerBEVStereo'])
-def test_ground_rays_reach_depth_and_context_and_are_asked_for(make_rig: MakeRig, kind: str) -> None:
-    rig, features = small_rig(make_rig), torch.randn(2, 3, 8, 2, 3)
-    options = dict(use_dcn=False, stereo=kind.endswith('Stereo'))
-    transformer = build(kind, ground_rays=True, depthnet_cfg=options)
-    before = transformer.lift(features.flatten(0, 1), rig, None)
-    torch.nn.init.zeros_(transformer.depth_net.ray_conv.weight)
-    after = transformer.lift(features.flatten(0, 1), rig, None)
-    assert all((one - other).abs().max() > 1e-4 for one, other in zip(before, after))
-    with pytest.raises(ValueError, match='14 channels.*ground_rays'):
-        transformer.depth_net(features.flatten(0, 1), camera_numbers(rig))
-
-
 def test_collapsed_layers_stand_side_by_side(make_rig: MakeRig) -> None:
     rig, features = small_rig(make_rig), torch.randn(2, 3, 8, 2, 3)
     apart, together = build(collapse_z=False), build(collapse_z=True)
@@ -162,6 +90,16 @@ def test_gradients_reach_features_and_weights(make_rig: MakeRig) -> None:
     transformer(features, small_rig(make_rig)).bev.square().sum().backward()
     assert features.grad.abs().sum() > 0
     assert all(value.grad.abs().sum() > 0 for value in transformer.parameters())
+
+
+def test_depth_learns_from_bev_features_and_from_labels(make_rig: MakeRig) -> None:
+    transformer = build('LSSViewTransformerBEVDepth', depthnet_cfg=dict(use_dcn=False))
+    lifted = transformer(torch.randn(2, 3, 8, 2, 3), small_rig(make_rig))
+    logits = transformer.depth_net.depth_conv[-1].weight
+    labels = transformer.depth_loss(torch.full((2, 3, *SIZE), 4.0), lifted.depth)
+    for loss in (lifted.bev.square().sum(), labels):
+        (gradient,) = torch.autograd.grad(loss, [logits], retain_graph=True)
+        assert gradient.abs().max() > 0
 
 
 def test_weights_hold_no_constants() -> None:

@@ -45,7 +45,7 @@ def finetuning_section(runs: Mapping[str, Run]) -> Section:
         items.append(
             Note(
                 'One seed: each number is that of a single run, and nothing here tells how much of a difference is chance. '
-                '`experiments/compare_finetuning.py` repeats both runs over seeds and encoders.'
+                '`experiments/transfer.py` repeats both runs over seeds and shares of labels.'
             )
         )
     return Section('Finetuning: a camera detector with and without pretraining', tuple(text), tuple(items))

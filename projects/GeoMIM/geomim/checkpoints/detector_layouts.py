@@ -21,7 +21,6 @@ State = Dict[str, Tensor]
 DETECTOR_LAYOUTS = ('bevdet', 'mmdet3d')
 
 _TABLE, _INDEX = 'relative_position_bias_table', 'relative_position_index'
-_RAYS = 'img_view_transformer.depth_net.ray_conv.'
 # Names that only one kind of detector has; the first match counts.
 DETECTOR_MARKS: Tuple[Tuple[str, str], ...] = (
     ('BEVStereo4DOCC', 'final_conv.'),
@@ -78,15 +77,9 @@ def to_bevdet(state: State) -> State:
     """Our detector's weights as the published code loads them; a published state dict comes back as it is.
 
     Raises:
-        ValueError: no whole detector, or one with weights that the published detectors lack.
+        ValueError: no whole detector.
     """
     _check(state)
-    beyond = sorted(name for name in state if name.startswith(_RAYS))
-    if beyond:
-        raise ValueError(
-            f'{", ".join(beyond)}: ground_rays=True is an option of geomim.bevdet alone; BEVDet would leave these weights out '
-            'and compute another depth. Train without it for BEVDet'
-        )
     renamed: State = {}
     for name, value in state.items():
         renamed[name] = value

@@ -34,9 +34,6 @@ class GeoMIMConfig:
         copies: K; each copy keeps 1 / K of the mask cells.
         depth_loss_weight: factor of the depth loss.
         activation_checkpointing: recompute transformer blocks in the backward (less memory, more time).
-        static_map: add a learned map (1, C, X, Y) to every prediction, for the part of a target that is alike in all
-            frames (rings of the LiDAR on the ground, corners out of its reach). The paper has none; a short run is
-            then spent on what the images show. Not for BEV flips, rotations or scales, which move that part.
         seen_cells_only: reconstruct only the cells that some camera of the rig sees, for rigs that leave a part of the
             grid out of sight. The paper reconstructs all.
         linear_init: how linear layers start: 'xavier', or 'torch', as torch draws them and without position biases, which is how the
@@ -50,7 +47,6 @@ class GeoMIMConfig:
     copies: int = 2
     depth_loss_weight: float = 0.01
     activation_checkpointing: bool = False
-    static_map: bool = False
     seen_cells_only: bool = False
     linear_init: str = 'xavier'
 
@@ -102,10 +98,6 @@ class GeoMIM(nn.Module):
         self.decoder = Decoder(config.decoder, recompute)
         self.view_transform = ViewTransform(config.decoder.dim, config.view_transform)
         self.head = nn.Conv2d(config.view_transform.channels, config.target.channels, 1)
-        self.static_map: Optional[nn.Parameter] = None
-        if config.static_map:
-            cells = config.view_transform.output_grid.shape
-            self.static_map = nn.Parameter(torch.zeros(1, config.target.channels, *cells))
         if config.linear_init == 'torch':
             for part in self.children():
                 if part is not self.encoder or isinstance(part, SwinEncoder):  # other backbones start in their own way
@@ -142,7 +134,7 @@ class GeoMIM(nn.Module):
     def predict(self, bev: Tensor) -> Tensor:
         """bev (B, channels, X, Y) -> the target's reconstruction (B, C, X, Y)."""
         prediction: Tensor = self.head(bev)
-        return prediction if self.static_map is None else prediction + self.static_map
+        return prediction
 
     def forward(
         self,

@@ -120,7 +120,6 @@ class DepthNet(nn.Module):
         stereo: take a cost volume too.
         bias: added to the cost of a depth at which the other view shows nothing; used by the cost volume.
         aspp_mid_channels: channels inside ASPP, -1 for ``mid_channels``.
-        ray_channels: of what is told about each cell's ray, see :func:`.ground_rays`; 0 for nothing, as published.
     """
 
     def __init__(
@@ -135,14 +134,12 @@ class DepthNet(nn.Module):
         stereo: bool = False,
         bias: float = 0.0,
         aspp_mid_channels: int = -1,
-        ray_channels: int = 0,
     ) -> None:
         super().__init__()
         self.stereo, self.bias, self.with_cp = stereo, bias, with_cp
         self.reduce_conv = nn.Sequential(
             nn.Conv2d(in_channels, mid_channels, 3, padding=1), nn.BatchNorm2d(mid_channels), nn.ReLU(inplace=True)
         )
-        self.ray_conv = nn.Conv2d(ray_channels, mid_channels, 1) if ray_channels else None
         self.bn = nn.BatchNorm1d(CAMERA_NUMBERS)
         for branch in ('depth', 'context'):
             self.add_module(f'{branch}_mlp', CameraMlp(CAMERA_NUMBERS, mid_channels))
@@ -155,20 +152,10 @@ class DepthNet(nn.Module):
         layers = _depth_layers(mid_channels, extra, aspp_channels, use_dcn)
         self.depth_conv = nn.Sequential(*layers, nn.Conv2d(mid_channels, depth_channels, 1))
 
-    def forward(
-        self, features: Tensor, cameras: Tensor, cost: Optional[Tensor] = None, rays: Optional[Tensor] = None
-    ) -> DepthAndContext:
-        """Features (M, in_channels, h, w), cameras (B, N, 27), for stereo a cost volume (M, D, 4 h, 4 w), rays (M, ray_channels, h, w)."""
+    def forward(self, features: Tensor, cameras: Tensor, cost: Optional[Tensor] = None) -> DepthAndContext:
+        """Features (M, in_channels, h, w), cameras (B, N, 27), for stereo a cost volume (M, D, 4 h, 4 w)."""
         vectors = self.bn(cameras.flatten(0, -2).to(self.bn.weight.dtype))  # pixels want more than half precision
         x = self.reduce_conv(features)
-        if self.ray_conv is not None:
-            if rays is None or rays.shape[1] != self.ray_conv.in_channels:
-                given = None if rays is None else tuple(rays.shape)
-                raise ValueError(
-                    f'this depth network takes rays of {self.ray_conv.in_channels} channels, (M, channels, h, w) '
-                    f'of ground_rays(), got {given}'
-                )
-            x = x + self.ray_conv(rays.to(x.dtype))
         context = self.context_conv(self.context_se(x, self.context_mlp(vectors)))
         depth = self.depth_se(x, self.depth_mlp(vectors))
         if self.stereo:

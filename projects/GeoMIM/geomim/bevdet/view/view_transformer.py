@@ -21,7 +21,6 @@ from ...method.pooling import PoolPlan, bev_pool
 from ...method.target import at_least_float32
 from .depth_bins import make_depth_bins
 from .depth_net import COST_VOLUME_STRIDE, DepthAndContext, DepthNet, camera_numbers
-from .ground_rays import EXTRA_CHANNELS, ground_rays
 from .plan_cache import PlanCache
 from .stereo import STEREO_STRIDE, StereoPair, cost_volume
 
@@ -49,14 +48,11 @@ class LSSViewTransformer(BaseModule):
             again, as it does on a fixed rig. Results are equal; comparing costs one transfer of the small matrices to the host a call.
         sid: spacing-increasing depth bins.
         collapse_z: put the Z layers side by side as channels (layer-major).
-        average: where the depth weights that fall into a cell add up to more than 1, the mean by these weights in place of the sum.
-            Near the cameras sums take in many points. Not in BEVDet.
 
     Raises:
         ValueError: bounds that do not make whole cells, or an image size that is no multiple of ``downsample``.
     """
 
-    detach_depth = False  # without labels, depth learns from the BEV features alone
     pixels: Tensor
     depths: Tensor
     lower: Tensor
@@ -72,7 +68,6 @@ class LSSViewTransformer(BaseModule):
         accelerate: bool = False,
         sid: bool = False,
         collapse_z: bool = True,
-        average: bool = False,
     ) -> None:
         super().__init__()
         if len(input_size) != 2 or any(side % downsample for side in input_size):
@@ -82,7 +77,7 @@ class LSSViewTransformer(BaseModule):
         self.input_size = (int(input_size[0]), int(input_size[1]))
         self.feature_size = (self.input_size[0] // downsample, self.input_size[1] // downsample)
         self.downsample, self.in_channels, self.out_channels = downsample, in_channels, out_channels
-        self.collapse_z, self.average = collapse_z, average
+        self.collapse_z = collapse_z
         self.grid = make_grid(grid_config)
         self.depth_bins = make_depth_bins(grid_config['depth'], sid)
         self.plans = PlanCache() if accelerate else None
@@ -116,9 +111,8 @@ class LSSViewTransformer(BaseModule):
         # Lift: a distribution over the depths and a context for each feature cell, (M, D, h, w) and (M, C, h, w)
         lifted = self.lift(features.flatten(0, 1), rig, pair)
         depth = at_least_float32(lifted.logits).softmax(dim=1)
-        weights = depth.detach() if self.detach_depth else depth
         # Splat: context times weight, summed into the BEV cell that each of the M * D * h * w points falls into
-        return BEVFeatures(self.splat(weights, lifted.context, self.plan(rig)), depth)
+        return BEVFeatures(self.splat(depth, lifted.context, self.plan(rig)), depth)
 
     def lift(self, features: Tensor, rig: CameraRig, pair: Optional[StereoPair]) -> DepthAndContext:
         """Features (M, in_channels, h, w) -> depth logits (M, D, h, w) and context (M, C, h, w)."""
@@ -139,18 +133,12 @@ class LSSViewTransformer(BaseModule):
         return PoolPlan.build(self.cell_index(rig), cells)
 
     def splat(self, depth: Tensor, context: Tensor, plan: PoolPlan) -> Tensor:
-        """Depth (M, D, h, w) and context (M, C, h, w) -> BEV features, float32: sums, or means with ``average``."""
+        """Depth (M, D, h, w) and context (M, C, h, w) -> BEV features, float32."""
         grid = self.grid
         # A row for each feature cell: context (M * h * w, C), weights (M * h * w, D)
         rows = at_least_float32(context.permute(0, 2, 3, 1).flatten(0, 2))
         weights = depth.permute(0, 2, 3, 1).flatten(0, 2)
-        if self.average:
-            rows = torch.cat([rows, torch.ones_like(rows[:, :1])], dim=1)
-        pooled = bev_pool(
-            weights, rows, plan
-        )  # (B * Z * Y * X, C), with average one more column for the weights' own sum
-        if self.average:
-            pooled = pooled[:, :-1] / pooled[:, -1:].clamp(min=1)
+        pooled = bev_pool(weights, rows, plan)  # (B * Z * Y * X, C)
         cells = pooled.view(-1, grid.num_z, grid.num_y, grid.num_x, self.out_channels)
         if self.collapse_z:
             return cells.permute(0, 1, 4, 2, 3).flatten(1, 2)
@@ -164,8 +152,6 @@ class LSSViewTransformerBEVDepth(LSSViewTransformer):
     Args:
         loss_depth_weight: of :meth:`depth_loss`.
         depthnet_cfg: options of :class:`DepthNet`.
-        ground_rays: tell the depth network where each cell's ray meets the ground, see :func:`ground_rays`. Not in BEVDepth.
-        detach_depth: no gradient from the BEV features to the depths, which then learn from :meth:`depth_loss` alone. Not in BEVDepth.
         **options: as :class:`LSSViewTransformer`.
 
     Raises:
@@ -176,23 +162,16 @@ class LSSViewTransformerBEVDepth(LSSViewTransformer):
         self,
         loss_depth_weight: float = 3.0,
         depthnet_cfg: Optional[Mapping[str, Any]] = None,
-        ground_rays: bool = False,
-        detach_depth: bool = False,
         **options: Any,
     ) -> None:
         super().__init__(**options)
         check_weight(loss_depth_weight, 'loss_depth_weight')
-        self.loss_depth_weight, self.ground_rays, self.detach_depth = loss_depth_weight, ground_rays, detach_depth
+        self.loss_depth_weight = loss_depth_weight
         channels, bins = self.in_channels, self.depth_bins.count
-        rays = dict(ray_channels=bins + EXTRA_CHANNELS) if ground_rays else {}
-        self.depth_net = DepthNet(channels, channels, self.out_channels, bins, **rays, **(depthnet_cfg or {}))
+        self.depth_net = DepthNet(channels, channels, self.out_channels, bins, **(depthnet_cfg or {}))
 
     def lift(self, features: Tensor, rig: CameraRig, pair: Optional[StereoPair]) -> DepthAndContext:
-        return self.depth_net(features, camera_numbers(rig), rays=self.rays(rig))
-
-    def rays(self, rig: CameraRig) -> Optional[Tensor]:
-        """(M, D + 2, h, w) of :func:`ground_rays`, for a network that takes them."""
-        return ground_rays(self.pixels, self.depths, rig) if self.ground_rays else None
+        return self.depth_net(features, camera_numbers(rig))
 
     def depth_loss(self, depth_map: Tensor, depth: Tensor) -> Tensor:
         """Weighted binary cross entropy against the nearest measured depth of each feature cell.
@@ -241,4 +220,4 @@ class LSSViewTransformerBEVStereo(LSSViewTransformerBEVDepth):
         cost = None
         if pair is not None:
             cost = cost_volume(pair, self.cost_pixels, self.depths, rig, self.depth_net.bias).to(features.dtype)
-        return self.depth_net(features, camera_numbers(rig), cost, self.rays(rig))
+        return self.depth_net(features, camera_numbers(rig), cost)
