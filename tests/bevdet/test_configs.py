@@ -47,14 +47,10 @@ PUBLISHED = tuple(NUMBERS)
 BOXES = tuple(name for name in PUBLISHED if 'occ' not in name)
 GEOMIM_R50 = tuple(f'bevdet-r50{tail}-geomim' for tail in ('', '-4d-cbgs', '-4d-depth-cbgs', '-4d-stereo-cbgs'))
 MAPS = ('bevdet-r50-map-256x704', 'bevdet-swinb-map-256x704-geomim')
-TINY_SWIN_BOXES = ('bevdepth4d_tiny_synthetic', 'bevstereo4d_tiny_synthetic')
-TINY_RESNET_BOXES = ('bevdet_resnet_tiny_synthetic', 'bevdepth4d_resnet_tiny_synthetic')
-TINY_BOXES = (*TINY_SWIN_BOXES, *TINY_RESNET_BOXES)
-TINY_MAPS, TINY_OCC = (
-    ('bevdepth4d_map_tiny_synthetic', 'bevdet_map_resnet_tiny_synthetic'),
-    'bevstereo4docc_tiny_synthetic',
-)
-TINY_RESNET = (*TINY_RESNET_BOXES, TINY_MAPS[1])
+TINY_RESNET = ('bevdet_resnet_tiny_synthetic', 'bevdepth4d_resnet_tiny_synthetic', 'bevdet_map_resnet_tiny_synthetic')
+TINY_BOXES = ('bevdepth4d_tiny_synthetic', 'bevstereo4d_tiny_synthetic', *TINY_RESNET[:2])
+TINY_MAPS = ('bevdepth4d_map_tiny_synthetic', TINY_RESNET[2])
+TINY_OCC = 'bevstereo4docc_tiny_synthetic'
 TINY = (*TINY_BOXES, *TINY_MAPS, TINY_OCC)
 Read, Build = Callable[[str], Config], Callable[[Config], Any]
 
@@ -130,13 +126,8 @@ def test_data_fit_the_model(name: str, read_config: Read, build_empty: Build) ->
         # too few frames to learn every heading: the tiny detectors keep the BEV as it is
         assert of_type(steps, 'BEVDetBEVAug').get('training', True) == (training and name not in TINY)
         assert dataset.test_mode != training
-        check = (
-            check_boxes
-            if hasattr(model, 'pts_bbox_head')
-            else check_map
-            if name in (*MAPS, *TINY_MAPS)
-            else check_voxels
-        )
+        head = check_map if name in (*MAPS, *TINY_MAPS) else check_voxels
+        check = check_boxes if hasattr(model, 'pts_bbox_head') else head
         check(config, model, dataset, training)
     train = datasets(config)[0].pipeline
     assert any(step['type'] == 'LoadSurroundPoints' for step in train) == model.uses_depth_labels
