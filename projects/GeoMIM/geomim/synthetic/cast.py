@@ -410,5 +410,7 @@ def ground_labels(scene: Scene, points: np.ndarray) -> np.ndarray:
 
 def labels_of(scene: Scene, frozen: Frozen, solid: np.ndarray, points: np.ndarray) -> np.ndarray:
     """LiDAR segmentation labels (M,) of hits: solid (M,), world points (3, M); 0 where nothing was met."""
-    labels = np.where(solid >= 0, frozen.label[np.maximum(solid, 0)], ground_labels(scene, points))
-    return np.where(solid == NOTHING, 0, labels).astype(np.uint8)
+    labels = np.where(solid >= 0, frozen.label[np.maximum(solid, 0)], np.uint8(0))
+    ground = np.nonzero(solid == GROUND)[0]
+    labels[ground] = ground_labels(scene, points[:, ground])
+    return labels
