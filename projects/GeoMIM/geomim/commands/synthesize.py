@@ -30,6 +30,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         '--rig', default='nuscenes', help='nuscenes, five, front, truck, or a JSON file; default: nuscenes'
     )
     parser.add_argument('--camera-sweeps', action='store_true', help='cameras at 12 Hz instead of keyframes only')
+    parser.add_argument(
+        '--without', nargs='+', choices=('gts', 'lidarseg'), default=(), metavar='PART',
+        help='labels to leave out, which saves time: gts (occupancy), lidarseg; the other files are the same',
+    )  # fmt: skip
     parser.add_argument('--workers', type=int, default=os.cpu_count() or 1, help='processes; default: one per core')
     parser.add_argument('--no-infos', action='store_true', help="leave out mmdet3d's info files")
 
@@ -47,6 +51,7 @@ def run(arguments: argparse.Namespace) -> int:
         seed=arguments.seed,
         rig=arguments.rig,
         camera_sweeps=arguments.camera_sweeps,
+        without=arguments.without,
     )
     with progress_bar() as progress:
         world.write_world(arguments.out, recipe, arguments.workers, progress)

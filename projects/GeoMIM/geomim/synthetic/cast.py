@@ -7,19 +7,22 @@ sensor's origin and in float32, whatever the world's size. Lengths are metres.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Iterator, List, Optional, Sequence, Tuple
+from typing import Any, Iterator, List, Mapping, Optional, Sequence, Tuple
 
 import numpy as np
 
 from .labels import LABELS
-from .layout import Body, Scene, turn_z
+from .layout import Body, Scene
 from .rig import Camera, Lidar
 from .road import KERB_HEIGHT
-from .solids import BOX, ELLIPSOID, WHEEL, Solid
+from .solids import BOX, ELLIPSOID, WHEEL, Solid, Stack
 
 NOTHING, GROUND = -2, -1
 _CORNERS = np.array([[x, y, z] for x in (-1, 1) for y in (-1, 1) for z in (-1, 1)], dtype=np.float64)
+_EDGES = np.array([[i, i | axis] for i in range(8) for axis in (1, 2, 4) if not i & axis])  # pairs of corners
 _NEAR = 0.05  # metres before the sensor that no ray sees
+_CUT = 0.04  # metres before a camera at which boxes are cut off; nearer than anything that it sees
+_BATCH = 1 << 15  # pairs of a ray and a body at a time: few enough for a processor's cache, many for few calls
 _FAR = np.float32(np.inf)
 Window = Tuple[slice, slice]
 
@@ -29,17 +32,18 @@ class Frozen:
     """The bodies at one moment.
 
     Args:
-        position (O, 3), yaw (O,), size (O, 3): their boxes stand on ``position``.
-        first (O + 1,): where each body's solids begin among all P.
-        solids: P of them; owner (P,) their bodies; label (P,) LiDAR segmentation labels.
+        position (O, 3), yaw (O,): of their boxes, which stand on ``position``.
+        size, detected, first, solids, stack, owner, label: as in :class:`Inventory`.
     """
 
     bodies: Tuple[Body, ...]
     position: np.ndarray
     yaw: np.ndarray
     size: np.ndarray
+    detected: np.ndarray
     first: np.ndarray
     solids: Tuple[Solid, ...]
+    stack: Stack
     owner: np.ndarray
     label: np.ndarray
 
@@ -53,29 +57,22 @@ class Frozen:
 
     def placed(self) -> Tuple[np.ndarray, np.ndarray, np.ndarray]:
         """World centre (P, 3), yaw (P,) and half extents (P, 3) of every solid; it leans with its body."""
-        centre = np.array([solid.centre for solid in self.solids])
-        yaw = self.yaw[self.owner]
+        centre, yaw = self.stack.centre, self.yaw[self.owner]
         cos, sin = np.cos(yaw), np.sin(yaw)
         x, y = centre[:, 0] * cos - centre[:, 1] * sin, centre[:, 0] * sin + centre[:, 1] * cos
         world = self.position[self.owner] + np.stack([x, y, centre[:, 2]], axis=1)
-        return world, yaw, np.array([solid.half for solid in self.solids])
+        return world, yaw, self.stack.half
 
 
 def freeze(scene: Scene, time: float) -> Frozen:
     """All bodies of a scene at a time, seconds."""
-    poses = [body.pose(scene.road, time) for body in scene.bodies]
-    counts = [len(body.solids) for body in scene.bodies]
-    owner = np.repeat(np.arange(len(counts)), counts)
+    parts = scene.inventory
+    position, yaw = parts.position.copy(), parts.yaw.copy()
+    for number in parts.moving:
+        position[number], yaw[number] = scene.bodies[number].pose(scene.road, time)
     return Frozen(
-        bodies=scene.bodies,
-        position=np.array([position for position, _ in poses]),
-        yaw=np.array([yaw for _, yaw in poses]),
-        size=np.array([body.size for body in scene.bodies]),
-        first=np.concatenate([[0], np.cumsum(counts)]),
-        solids=tuple(solid for body in scene.bodies for solid in body.solids),
-        owner=owner,
-        label=np.array([LABELS[body.label] for body in scene.bodies], dtype=np.uint8)[owner],
-    )
+        scene.bodies, position, yaw, parts.size, parts.detected, parts.first, parts.solids, parts.stack, parts.owner, parts.label
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -109,22 +106,28 @@ class CameraBeams(Beams):
         rows, columns = self.rays.shape[1:]
         local = (corners - self.origin) @ self.rotation
         depth = local[..., 2]
-        # a box that reaches behind the camera has no outline in the image: every pixel might see it
-        ahead, whole = (depth > _NEAR).any(1), (depth > 0.2).all(1)
-        safe = np.where(depth > 0.2, depth, 1.0)
-        u = local[..., 0] / safe * self.intrinsics[0, 0] + self.intrinsics[0, 2]
-        v = local[..., 1] / safe * self.intrinsics[1, 1] + self.intrinsics[1, 2]
-        # the rectangle around the projected corners, cut off at the image's borders below
-        left, right = np.floor(u.min(1)).astype(int), np.ceil(u.max(1)).astype(int)
-        top, bottom = np.floor(v.min(1)).astype(int), np.ceil(v.max(1)).astype(int)
-        for index in np.nonzero(ahead)[0]:
-            if not whole[index]:
-                yield int(index), [(slice(0, rows), slice(0, columns))]
-                continue
-            row = slice(max(0, top[index]), min(rows, bottom[index]))
-            column = slice(max(0, left[index]), min(columns, right[index]))
-            if row.start < row.stop and column.start < column.stop:
-                yield int(index), [(row, column)]
+        # of a box that reaches behind the camera, what lies before it: corners, and where edges pierce a plane there
+        cut = np.nonzero((depth > _NEAR).any(1) & (depth <= 0.2).any(1))[0]
+        start, end = local[cut][:, _EDGES[:, 0]], local[cut][:, _EDGES[:, 1]]
+        before, after = start[..., 2] - _CUT, end[..., 2] - _CUT
+        pierced = before * after < 0
+        share = np.where(pierced, before, 0) / np.where(pierced, before - after, 1)
+        local = np.concatenate([local, np.zeros((len(local), len(_EDGES), 3))], axis=1)
+        local[cut, len(_CORNERS) :] = start + share[..., None] * (end - start)
+        seen = np.zeros(local.shape[:2], dtype=bool)
+        seen[:, : len(_CORNERS)] = depth > _CUT
+        seen[cut, len(_CORNERS) :] = pierced
+        safe = np.where(seen, local[..., 2], 1.0)
+        # the rectangle around what is projected, a pixel wider, cut off at the image's borders
+        bounds = []
+        for axis, size in ((1, rows), (0, columns)):
+            at = local[..., axis] / safe * self.intrinsics[axis, axis] + self.intrinsics[axis, 2]
+            first, last = np.where(seen, at, np.inf).min(1) - 1, np.where(seen, at, -np.inf).max(1) + 1
+            bounds += [np.floor(np.clip(first, 0, size)), np.ceil(np.clip(last, 0, size))]
+        top, bottom, left, right = (bound.astype(int).tolist() for bound in bounds)
+        for index in np.nonzero((depth > _NEAR).any(1))[0].tolist():
+            if top[index] < bottom[index] and left[index] < right[index]:
+                yield index, [(slice(top[index], bottom[index]), slice(left[index], right[index]))]
 
 
 def camera_beams(camera: Camera, ego2world: np.ndarray) -> CameraBeams:
@@ -180,50 +183,53 @@ def _wrap(first: int, last: int, count: int) -> List[slice]:
 def lidar_beams(lidar: Lidar, ego2world: np.ndarray) -> LidarBeams:
     """The rays of a LiDAR of a vehicle at ``ego2world`` (4, 4), all at once: scans come without distortion by motion."""
     lidar2world = ego2world @ lidar.lidar2ego
-    azimuth, elevation = np.meshgrid(np.arange(lidar.columns) * (2 * np.pi / lidar.columns), lidar.elevations)
-    flat = np.cos(elevation)
-    rays = np.stack([flat * np.cos(azimuth), flat * np.sin(azimuth), np.sin(elevation)]).astype(np.float32)
-    return LidarBeams(lidar2world[:3, 3], lidar2world[:3, :3], rotate(lidar2world[:3, :3], rays), 1.0, lidar.elevations)
+    rotation = lidar2world[:3, :3]
+    return LidarBeams(lidar2world[:3, 3], rotation, rotate(rotation, lidar.directions), 1.0, lidar.elevations)
 
 
 def meet_solids(
-    kind: int, centres: np.ndarray, halves: np.ndarray, start: np.ndarray, rays: np.ndarray, inverse: np.ndarray
+    kind: int,
+    half: np.ndarray,
+    start: np.ndarray,
+    rays: np.ndarray,
+    inverse: np.ndarray,
+    solid: np.ndarray,
+    ray: np.ndarray,
 ) -> np.ndarray:
-    """Where rays enter each of K solids of one kind.
+    """Where rays enter solids of one kind, for M pairs of a solid and a ray in its body's frame.
 
     Args:
-        centres, halves: (K, 3) in the body frame.
-        start: (3,) origin of the rays in the body frame.
-        rays: (3, M) float32 directions in the body frame.
+        half, start: (3, K) float32, of each solid: half extents, and the rays' origin seen from its middle.
+        rays: (3, N) float32 directions.
         inverse: 1 / rays, of a size that float32 holds.
+        solid, ray: (M,) the pairs.
 
     Returns:
-        t (K, M) float32, infinite for rays that miss the solid or start inside it.
+        t (M,) float32, infinite for rays that miss the solid or start inside it.
     """
-    half = halves.astype(np.float32)
-    begin = (start - centres).astype(np.float32)  # seen from each solid's own middle
     if kind == ELLIPSOID:
-        enter, leave = _meet_round((0, 1, 2), half, begin, rays)
+        enter, leave = _meet_round((0, 1, 2), half, start, rays, solid, ray)
     elif kind == BOX:
-        enter, leave = _meet_slabs((0, 1, 2), half, begin, inverse)
+        enter, leave = _meet_slabs((0, 1, 2), half, start, inverse, solid, ray)
     else:
         # a cylinder is what lies both between its two ends and within its round wall
         axis, others = (1, (0, 2)) if kind == WHEEL else (2, (0, 1))
-        enter, leave = _meet_slabs((axis,), half, begin, inverse)
-        around = _meet_round(others, half, begin, rays)
+        enter, leave = _meet_slabs((axis,), half, start, inverse, solid, ray)
+        around = _meet_round(others, half, start, rays, solid, ray)
         enter, leave = np.maximum(enter, around[0]), np.minimum(leave, around[1])
     return np.where((enter <= leave) & (enter > _NEAR), enter, _FAR)
 
 
 def _meet_slabs(
-    axes: Sequence[int], half: np.ndarray, start: np.ndarray, inverse: np.ndarray
+    axes: Sequence[int], half: np.ndarray, start: np.ndarray, inverse: np.ndarray, solid: np.ndarray, ray: np.ndarray
 ) -> Tuple[np.ndarray, np.ndarray]:
-    """Where rays enter and leave what lies between -half and half (K, 3) on all of the axes; (K, M) each."""
+    """Where rays enter and leave what lies between -half and half on all of the axes; (M,) each."""
     enter: Any = None
     leave: Any = None
+    lower, upper = -half - start, half - start
     for axis in axes:
-        one = (-half[:, axis] - start[:, axis])[:, None] * inverse[axis]
-        other = (half[:, axis] - start[:, axis])[:, None] * inverse[axis]
+        along = inverse[axis][ray]
+        one, other = lower[axis][solid] * along, upper[axis][solid] * along
         low, high = np.minimum(one, other), np.maximum(one, other)
         enter = low if enter is None else np.maximum(enter, low)
         leave = high if leave is None else np.minimum(leave, high)
@@ -231,14 +237,15 @@ def _meet_slabs(
 
 
 def _meet_round(
-    axes: Sequence[int], half: np.ndarray, start: np.ndarray, rays: np.ndarray
+    axes: Sequence[int], half: np.ndarray, start: np.ndarray, rays: np.ndarray, solid: np.ndarray, ray: np.ndarray
 ) -> Tuple[np.ndarray, np.ndarray]:
     """Where rays enter and leave what is round on the given axes: roots of squares t^2 + 2 product t + outside."""
-    squares, product, outside = np.float32(1e-12), np.float32(0), np.full((len(half), 1), -1, dtype=np.float32)
+    squares, product, outside = np.float32(1e-12), np.float32(0), np.full(half.shape[1], -1, dtype=np.float32)
     for axis in axes:
-        scale = 1 / half[:, axis, None]  # in units of the radii it is a circle or ball of radius 1
-        begin, step = start[:, axis, None] * scale, rays[axis] * scale
-        squares, product, outside = squares + step * step, product + begin * step, outside + begin * begin
+        scale = 1 / half[axis]  # in units of the radii it is a circle or ball of radius 1
+        begin, step = start[axis] * scale, rays[axis][ray] * scale[solid]
+        squares, product, outside = squares + step * step, product + begin[solid] * step, outside + begin * begin
+    outside = outside[solid]
     root = product * product - squares * outside
     miss = root < 0
     root = np.sqrt(np.maximum(root, 0))
@@ -276,64 +283,126 @@ def cast(scene: Scene, frozen: Frozen, beams: Beams, reach: float, count_alone: 
     t = scene.road.cast_ground(beams.origin, beams.rays)
     solid = np.where(np.isfinite(t), GROUND, NOTHING).astype(np.int32)
     t = np.where(t > reach, np.float32(reach), t)
-    alone = np.zeros(len(frozen.bodies), dtype=np.int64)
+    hits = Hits(t, solid, np.zeros(len(frozen.bodies), dtype=np.int64))
     found = dict(beams.windows(frozen.corners()))
     apart = np.linalg.norm(frozen.position - beams.origin, axis=1)
+    whole = np.float32(reach) if count_alone else None
+    batch: List[int] = []
+    pairs = 0
     for body in sorted(found, key=lambda number: float(apart[number])):  # what is near hides what is far
-        whole = count_alone and bool(frozen.bodies[body].detection)
-        for window in found[body]:
-            alone[body] += _cast_body(frozen, body, beams, window, t, solid, np.float32(reach) if whole else None)
+        batch.append(body)
+        pairs += sum((rows.stop - rows.start) * (columns.stop - columns.start) for rows, columns in found[body])
+        if pairs > _BATCH:
+            _cast_bodies(frozen, np.array(batch), found, beams, hits, whole)
+            batch, pairs = [], 0
+    if batch:
+        _cast_bodies(frozen, np.array(batch), found, beams, hits, whole)
     nothing = t >= reach
     t[nothing], solid[nothing] = np.inf, NOTHING
-    return Hits(t, solid, alone)
+    return hits
 
 
-def _cast_body(
+def _runs(first: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """The numbers first, first + 1, ... of each run, ``counts`` of them, one run behind the other."""
+    return np.arange(int(counts.sum())) + np.repeat(first - (np.cumsum(counts) - counts), counts)
+
+
+def _rays_of(windows: Sequence[Window], columns: int) -> Tuple[np.ndarray, np.ndarray]:
+    """Of each of W windows the number of its rays (W,), and all their numbers, one window behind the other."""
+    top, bottom, left, right = np.array([(r.start, r.stop, c.start, c.stop) for r, c in windows]).T
+    heights, widths = bottom - top, right - left
+    starts = _runs(top, heights) * columns + np.repeat(left, heights)
+    return heights * widths, _runs(starts, np.repeat(widths, heights))
+
+
+def _cast_bodies(
     frozen: Frozen,
-    body: int,
+    bodies: np.ndarray,
+    found: Mapping[int, Sequence[Window]],
     beams: Beams,
-    window: Window,
-    t: np.ndarray,
-    solid: np.ndarray,
+    hits: Hits,
     whole: Optional[np.float32],
-) -> int:
-    """Let one body receive the rays of a window, noted in ``t`` and ``solid``; returns how many meet it nearer than
-    ``whole``, if that is given."""
-    before, view = t[window].ravel(), beams.rays[(slice(None), *window)].reshape(3, -1)
-    apart = np.linalg.norm(frozen.position[body] - beams.origin) - np.linalg.norm(frozen.size[body])
-    limit = before if whole is None else np.full_like(before, whole)
-    candidates = np.nonzero(limit > apart / beams.longest)[0]  # the others meet something nearer than any of it
-    if not candidates.size:
-        return 0
-    # the box around the body, a millimetre larger, first: few rays of a window pass it and go on to the solids
-    into_body = turn_z(-float(frozen.yaw[body]))
-    start = into_body @ (beams.origin - frozen.position[body])
-    rays = rotate(into_body, view[:, candidates])
+) -> None:
+    """Let bodies, the nearest first, receive the rays of their windows, noted in ``hits``.
+
+    Args:
+        found: the windows of each body.
+        whole: t up to which to count the rays that road users would receive without what hides them; None counts none.
+    """
+    t, solid = hits.t.reshape(-1), hits.solid.reshape(-1)
+    position, size, yaw = frozen.position[bodies], frozen.size[bodies], frozen.yaw[bodies]
+    counts, ray = _rays_of([window for body in bodies for window in found[body]], hits.t.shape[1])
+    # pairs of a body, by its place among these, and a ray
+    place = np.repeat(np.repeat(np.arange(len(bodies)), [len(found[body]) for body in bodies]), counts)
+    limit = t[ray]
+    if whole is not None:
+        limit = np.where(frozen.detected[bodies][place], whole, limit)
+    apart = np.linalg.norm(position - beams.origin, axis=1) - np.linalg.norm(size, axis=1)
+    open_ = limit > (apart / beams.longest).astype(np.float32)[place]  # the others meet something nearer than any of it
+    place, ray, limit = place[open_], ray[open_], limit[open_]
+    cos, sin = np.cos(-yaw), np.sin(-yaw)
+    x, y, z = (axis[ray] for axis in beams.rays.reshape(3, -1))
+    along, across = cos.astype(np.float32)[place], sin.astype(np.float32)[place]
+    rays = np.stack([along * x - across * y, across * x + along * y, z])
     inverse = np.float32(1) / np.where(np.abs(rays) < 1e-7, np.float32(1e-7), rays)
-    half = (frozen.size[body] / 2 + 1e-3).astype(np.float32)
-    lifted = (start - [0, 0, frozen.size[body, 2] / 2]).astype(np.float32)
-    enter, leave = (span[0] for span in _meet_slabs((0, 1, 2), half[None], lifted[None], inverse))
-    inside = np.nonzero((enter <= leave) & (leave > _NEAR) & (enter < limit[candidates]))[0]
-    if not inside.size:
-        return 0
-    candidates, rays, inverse = candidates[inside], rays[:, inside], inverse[:, inside]
-    # of all its solids the nearest, numbered among those of all bodies
-    groups = frozen.bodies[body].groups
-    distances = np.concatenate([meet_solids(g.kind, g.centres, g.halves, start, rays, inverse) for g in groups])
-    which = distances.argmin(axis=0)
-    nearest = distances[which, np.arange(candidates.size)]
-    which = np.concatenate([g.members for g in groups])[which] + frozen.first[body]
-    # noted where nothing nearer has been met; what hides it does not matter for the rays that it receives alone
-    shown = nearest < before[candidates]
-    rows, columns = np.divmod(candidates[shown], t[window].shape[1])
-    t[window][rows, columns] = nearest[shown]
-    solid[window][rows, columns] = which[shown]
-    return 0 if whole is None else int(np.count_nonzero(nearest < whole))
+    # the box around a body, a millimetre larger, first: few rays of a window pass it and go on to the solids
+    into_body = np.zeros((len(bodies), 3, 3))
+    into_body[:, 0, 0], into_body[:, 0, 1], into_body[:, 1, 0], into_body[:, 1, 1] = cos, -sin, sin, cos
+    into_body[:, 2, 2] = 1
+    start = np.array([turn @ offset for turn, offset in zip(into_body, beams.origin - position)])
+    half = (size / 2 + 1e-3).astype(np.float32).T
+    lifted = (start - size * [0, 0, 0.5]).astype(np.float32).T
+    enter, leave = _meet_slabs((0, 1, 2), half, lifted, inverse, place, np.arange(place.size))
+    inside = np.nonzero((enter <= leave) & (leave > _NEAR) & (enter < limit))[0]
+    place, ray, rays, inverse = place[inside], ray[inside], rays[:, inside], inverse[:, inside]
+    nearest, which = _meet_bodies(frozen, bodies, start, place, rays, inverse)
+    if whole is not None:
+        alone = np.bincount(place[nearest < whole], minlength=len(bodies))
+        hits.alone[bodies] = np.where(frozen.detected[bodies], alone, 0)
+    # what is nearest to its ray is noted; backwards, so that of several bodies the first stays
+    shown = np.nonzero(nearest < t[ray])[0]
+    while shown.size:
+        back = shown[::-1]
+        t[ray[back]], solid[ray[back]] = nearest[back], which[back]
+        shown = shown[nearest[shown] < t[ray[shown]]]
+
+
+def _meet_bodies(
+    frozen: Frozen, bodies: np.ndarray, start: np.ndarray, place: np.ndarray, rays: np.ndarray, inverse: np.ndarray
+) -> Tuple[np.ndarray, np.ndarray]:
+    """For each pair of a body and a ray the nearest of the body's solids.
+
+    Args:
+        start: (B, 3) origin of the rays in the frames of the B bodies.
+        place: (N,) each pair's body among the B, ascending.
+        rays, inverse: (3, N) as :func:`meet_solids`.
+
+    Returns:
+        t (N,) float32, infinite for none, and the solid's number among all P.
+    """
+    counts = frozen.first[bodies + 1] - frozen.first[bodies]
+    members, owner = _runs(frozen.first[bodies], counts), np.repeat(np.arange(len(bodies)), counts)
+    halves = frozen.stack.half[members].astype(np.float32).T
+    starts = (start[owner] - frozen.stack.centre[members]).astype(np.float32).T
+    bounds = np.searchsorted(place, np.arange(len(bodies) + 1))
+    nearest, which = np.full(place.size, _FAR), np.zeros(place.size, dtype=np.int64)
+    kinds = frozen.stack.kind[members]
+    for kind in np.unique(kinds):
+        of_kind = np.nonzero(kinds == kind)[0]
+        rank = np.arange(of_kind.size) - np.searchsorted(owner[of_kind], owner[of_kind])
+        for turn in range(int(rank.max()) + 1):  # at most one solid of each body at a time
+            solids = of_kind[rank == turn]
+            first, last = bounds[owner[solids]], bounds[owner[solids] + 1]
+            pair, solid = _runs(first, last - first), np.repeat(solids, last - first)
+            distance = meet_solids(int(kind), halves, starts, rays, inverse, solid, pair)
+            nearer = distance < nearest[pair]
+            nearest[pair[nearer]], which[pair[nearer]] = distance[nearer], members[solid[nearer]]
+    return nearest, which
 
 
 def ground_labels(scene: Scene, points: np.ndarray) -> np.ndarray:
     """LiDAR segmentation labels (M,) of ground points (3, M), world frame; a kerb's face belongs to the sidewalk."""
-    apart = np.abs(scene.road.locate(points[0], points[1])[1])
+    apart = np.abs(scene.road.lateral(points[0], points[1]))
     carriageway, walk, terrain = (LABELS[f'flat.{name}'] for name in ('driveable_surface', 'sidewalk', 'terrain'))
     low = (apart < scene.road.kerb) & (points[2] < KERB_HEIGHT / 10)
     return np.where(low, carriageway, np.where(apart < scene.road.sidewalk, walk, terrain)).astype(np.uint8)
@@ -341,5 +410,7 @@ def ground_labels(scene: Scene, points: np.ndarray) -> np.ndarray:
 
 def labels_of(scene: Scene, frozen: Frozen, solid: np.ndarray, points: np.ndarray) -> np.ndarray:
     """LiDAR segmentation labels (M,) of hits: solid (M,), world points (3, M); 0 where nothing was met."""
-    labels = np.where(solid >= 0, frozen.label[np.maximum(solid, 0)], ground_labels(scene, points))
-    return np.where(solid == NOTHING, 0, labels).astype(np.uint8)
+    labels = np.where(solid >= 0, frozen.label[np.maximum(solid, 0)], np.uint8(0))
+    ground = np.nonzero(solid == GROUND)[0]
+    labels[ground] = ground_labels(scene, points[:, ground])
+    return labels

@@ -8,15 +8,15 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Dict, List, Sequence, Tuple
+from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 import cv2
 import numpy as np
 
-from .cast import rotate
+from .cast import freeze, rotate
 from .labels import VISIBILITY
 from .layout import Body, Scene, make_scene, turn_z
-from .occupancy import Observer
+from .occupancy import Observer, Occupancy
 from .rig import LIDAR, Rig, build_rig
 from .sensors import Scan, View, photograph, scan
 
@@ -24,6 +24,7 @@ KEYFRAME = 500_000  # microseconds
 SWEEPS = 10  # LiDAR turns a keyframe interval
 CAMERA_FRAMES = 6  # camera frames a keyframe interval, if camera sweeps are wanted
 ANNOTATED = 60.0  # metres around the ego vehicle
+OPTIONAL = ('gts', 'lidarseg')  # folders with labels that not every task needs
 FIRST_TIME = 1_532_402_927_000_000  # microseconds since 1970
 SCENE_SPACING = 1000_000_000
 
@@ -40,6 +41,7 @@ class Recipe:
         seed: of everything.
         rig: record of the rig.
         camera_sweeps: cameras at 12 Hz instead of keyframes only.
+        without: those of ``OPTIONAL`` that are left out; all other files are the same without them.
     """
 
     version: str
@@ -49,6 +51,7 @@ class Recipe:
     seed: int
     rig: Dict[str, Any]
     camera_sweeps: bool = False
+    without: Tuple[str, ...] = ()
 
     @property
     def duration(self) -> float:
@@ -73,12 +76,16 @@ class Recipe:
         return hashlib.md5('/'.join(map(str, ('geomim', self.seed, *parts))).encode()).hexdigest()
 
 
-def place_scene(recipe: Recipe, index: int) -> Tuple[np.ndarray, Tuple[float, float]]:
-    """world2global (4, 4) of a scene and the extent (metres along x, y) of its map, which begins at the origin."""
-    scene = recipe.scene(index)
+def place_scene(recipe: Recipe, index: int, scene: Optional[Scene] = None) -> Tuple[np.ndarray, Tuple[float, float]]:
+    """world2global (4, 4) of a scene and the extent (metres along x, y) of its map, which begins at the origin.
+
+    Args:
+        scene: ``recipe.scene(index)``, where it has been made already.
+    """
+    scene = scene or recipe.scene(index)
     heading = float(np.random.default_rng([recipe.seed, index, 2]).uniform(-np.pi, np.pi))
-    places = np.array([body.pose(scene.road, time)[0] for body in scene.bodies for time in (0.0, recipe.duration)])
-    turned = places @ turn_z(heading).T
+    ends = [freeze(scene, time).position for time in (0.0, recipe.duration)]
+    turned = np.stack(ends, axis=1).reshape(-1, 3) @ turn_z(heading).T
     margin = 30.0
     lower, upper = turned[:, :2].min(axis=0) - margin, turned[:, :2].max(axis=0) + margin
     matrix = np.eye(4)
@@ -97,9 +104,10 @@ def write_keyframe(root: Path, recipe: Recipe, index: int, frame: int) -> Dict[s
     key = frame * KEYFRAME
     views = [writer.camera(camera, key, True) for camera in rig.cameras]
     cloud = writer.lidar(key, True)
-    writer.lidarseg(cloud, frame)
-    labels = writer.observer.observe(scene, key / 1e6, views, cloud)
-    writer.occupancy(labels, frame)
+    if 'lidarseg' not in recipe.without:
+        writer.lidarseg(cloud, frame)
+    if 'gts' not in recipe.without:
+        writer.occupancy(Observer(rig).observe(scene, key / 1e6, views, cloud), frame)
     if frame + 1 < recipe.frames:
         for turn in range(1, SWEEPS):
             writer.lidar(key + turn * KEYFRAME // SWEEPS, False)
@@ -116,8 +124,7 @@ class _Writer:
     def __init__(self, root: Path, recipe: Recipe, index: int) -> None:
         self.root, self.recipe, self.index = root, recipe, index
         self.scene, self.rig = recipe.scene(index), recipe.build_rig()
-        self.observer = Observer(self.rig)
-        self.world2global, _ = place_scene(recipe, index)
+        self.world2global, _ = place_scene(recipe, index, self.scene)
         self.rows: List[Dict[str, Any]] = []
 
     def _path(self, channel: str, time: int, key: bool, suffix: str) -> Path:
@@ -153,7 +160,7 @@ class _Writer:
         path.parent.mkdir(parents=True, exist_ok=True)
         cloud.labels.tofile(str(path))
 
-    def occupancy(self, labels: Any, frame: int) -> None:
+    def occupancy(self, labels: Occupancy, frame: int) -> None:
         token = self.recipe.token('sample', self.index, frame)
         folder = self.root / 'gts' / self.recipe.scenes[self.index] / token
         folder.mkdir(parents=True, exist_ok=True)
@@ -205,7 +212,7 @@ def _boxes(
     points = PointIndex((rotate(cloud.lidar2world[:3, :3], local) + cloud.lidar2world[:3, 3:]).T)
     boxes = []
     for number, body in enumerate(scene.bodies):
-        position, yaw = body.pose(scene.road, time)
+        position, yaw = cloud.frozen.position[number], float(cloud.frozen.yaw[number])
         if not body.detection or np.hypot(*(position - ego)[:2]) > ANNOTATED:
             continue
         inside = points.count_in_box(position, yaw, body.size)

@@ -13,9 +13,9 @@ from typing import Dict, List, Optional, Sequence, Tuple
 import numpy as np
 
 from . import solids as make
-from .labels import DETECTION
+from .labels import DETECTION, LABELS
 from .road import KERB_HEIGHT, Road
-from .solids import PAINTS, SIZES, Colour, Group, Solid, group_by_kind
+from .solids import PAINTS, SIZES, Colour, Solid, Stack, stack_solids
 
 BEHIND, AHEAD = 50.0, 62.0  # s of the world's ends, before the ego's start and beyond its end
 LANE_MIDDLE = 1.95  # from the median to the middle of moving traffic
@@ -48,11 +48,6 @@ class Body:
     detection: str = ''
     attribute: str = ''
 
-    @cached_property
-    def groups(self) -> Tuple[Group, ...]:
-        """The solids by kind."""
-        return group_by_kind(self.solids)
-
     def pose(self, road: Road, time: float) -> Tuple[np.ndarray, float]:
         """World position (3,) of the middle of its lower face, and yaw, at a time."""
         x, y, heading = road.place(self.s + self.speed * time, self.d)
@@ -73,6 +68,29 @@ class Light:
 
 
 @dataclass(frozen=True)
+class Inventory:
+    """What of a scene's O bodies, with P solids in all, is the same at all times.
+
+    Args:
+        size (O, 3), detected (O,): of the bodies; whether they are road users.
+        position (O, 3), yaw (O,): at time 0; ``moving`` are the bodies that do not stay there.
+        first (O + 1,): where each body's solids begin among all P.
+        solids: P of them, ``stack`` the same as arrays; owner (P,) their bodies; label (P,) LiDAR segmentation labels.
+    """
+
+    size: np.ndarray
+    detected: np.ndarray
+    position: np.ndarray
+    yaw: np.ndarray
+    moving: Tuple[int, ...]
+    first: np.ndarray
+    solids: Tuple[Solid, ...]
+    stack: Stack
+    owner: np.ndarray
+    label: np.ndarray
+
+
+@dataclass(frozen=True)
 class Scene:
     """A street, its bodies, its light, and the ego vehicle's way."""
 
@@ -83,6 +101,26 @@ class Scene:
     acceleration: float
     sway: float
     texture_seed: int
+
+    @cached_property
+    def inventory(self) -> Inventory:
+        bodies = self.bodies
+        poses = [body.pose(self.road, 0.0) for body in bodies]
+        counts = [len(body.solids) for body in bodies]
+        owner = np.repeat(np.arange(len(counts)), counts)
+        solids = tuple(solid for body in bodies for solid in body.solids)
+        return Inventory(
+            size=np.array([body.size for body in bodies]),
+            detected=np.array([bool(body.detection) for body in bodies]),
+            position=np.array([position for position, _ in poses]),
+            yaw=np.array([yaw for _, yaw in poses]),
+            moving=tuple(number for number, body in enumerate(bodies) if body.speed),
+            first=np.concatenate([[0], np.cumsum(counts)]),
+            solids=solids,
+            stack=stack_solids(solids),
+            owner=owner,
+            label=np.array([LABELS[body.label] for body in bodies], dtype=np.uint8)[owner],
+        )
 
     def travelled(self, time: float) -> float:
         """s of the ego vehicle, which may come to a stop but does not reverse."""

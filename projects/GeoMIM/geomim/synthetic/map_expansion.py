@@ -30,6 +30,11 @@ def expansion_path(recipe: Recipe, index: int) -> str:
     return f'maps/expansion/{location(recipe, index)}.json'
 
 
+def prior_path(recipe: Recipe, index: int) -> str:
+    """Where the map table says that a scene's carriageway is drawn, inside the world's folder."""
+    return f'maps/{recipe.token("map", index)}.png'
+
+
 def location(recipe: Recipe, index: int) -> str:
     """The name of a scene's map, which the log table gives."""
     return f'synthetic-{recipe.scenes[index]}'
@@ -41,8 +46,8 @@ def build_expansion(recipe: Recipe, index: int) -> Dict[str, Any]:
     The drivable area reaches from kerb to kerb; car parks are the strips of parked cars; road dividers are the painted lines
     between the directions, lane dividers those at the lanes' outer edges.
     """
-    world2global, extent = place_scene(recipe, index)
     scene = recipe.scene(index)
+    world2global, extent = place_scene(recipe, index, scene)
     return _Map(recipe, index, scene.road, world2global).build(scene.travelled(recipe.duration), extent)
 
 

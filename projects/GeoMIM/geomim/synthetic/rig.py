@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Dict, Mapping, Tuple, Union
 
@@ -36,6 +37,13 @@ class Lidar:
     elevations: np.ndarray
     columns: int
     reach: float
+
+    @cached_property
+    def directions(self) -> np.ndarray:
+        """(3, rings, columns) float32 unit vectors of the beams, LiDAR frame."""
+        azimuth, elevation = np.meshgrid(np.arange(self.columns) * (2 * np.pi / self.columns), self.elevations)
+        flat = np.cos(elevation)
+        return np.stack([flat * np.cos(azimuth), flat * np.sin(azimuth), np.sin(elevation)]).astype(np.float32)
 
 
 @dataclass(frozen=True)

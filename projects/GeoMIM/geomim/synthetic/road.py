@@ -67,9 +67,13 @@ class Road:
     def locate(self, x: np.ndarray, y: np.ndarray) -> Tuple[np.ndarray, np.ndarray]:
         """x, y -> s, d."""
         sign, radius = self._signed_radius()
+        return radius * np.arctan2(x, radius - sign * y), self.lateral(x, y)
+
+    def lateral(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        """x, y -> d alone, which takes a third of the time."""
+        sign, radius = self._signed_radius()
         up = sign * y
-        apart = np.hypot(x, radius - up)
-        return radius * np.arctan2(x, radius - up), sign * (2 * radius * up - x * x - up * up) / (radius + apart)
+        return sign * (2 * radius * up - x * x - up * up) / (radius + np.hypot(x, radius - up))
 
     def height(self, d: np.ndarray) -> np.ndarray:
         """z of the ground at d."""
@@ -94,13 +98,14 @@ class Road:
             t (...), float32, of origin + t * ray; infinite above the horizon.
         """
         x, y, z = (np.float32(value) for value in origin)
-        down = np.minimum(rays[2], np.float32(-1e-6))
+        falling = rays[2] < -1e-6
+        east, north, down = (axis[falling] for axis in rays)
         upper, lower = (np.float32(KERB_HEIGHT) - z) / down, -z / down
-        _, d_upper = self.locate(x + upper * rays[0], y + upper * rays[1])
-        _, d_lower = self.locate(x + lower * rays[0], y + lower * rays[1])
-        d_upper, d_lower = np.abs(d_upper), np.abs(d_lower)
+        d_upper = np.abs(self.lateral(x + upper * east, y + upper * north))
+        d_lower = np.abs(self.lateral(x + lower * east, y + lower * north))
         # between the two heights the ray meets the kerb's face; d is all but linear over so short a way
         share = (np.float32(self.kerb) - d_upper) / np.maximum(d_lower - d_upper, np.float32(1e-6))
         face = upper + share * (lower - upper)
-        t = np.where(d_upper >= self.kerb, upper, np.where(d_lower >= self.kerb, face, lower))
-        return np.where(rays[2] < -1e-6, t, np.float32(np.inf)).astype(np.float32)
+        t = np.full(falling.shape, np.inf, dtype=np.float32)
+        t[falling] = np.where(d_upper >= self.kerb, upper, np.where(d_lower >= self.kerb, face, lower))
+        return t

@@ -64,9 +64,7 @@ def scan(scene: Scene, lidar: Lidar, time: float, random: np.random.Generator) -
     frozen, beams = freeze(scene, time), lidar_beams(lidar, ego2world)
     hits = cast(scene, frozen, beams, lidar.reach)
     back = (hits.solid != NOTHING) & (random.uniform(size=hits.t.shape) >= LOST)
-    ring, column = np.nonzero(back)
-    order = np.lexsort((ring, column))
-    ring, column = ring[order], column[order]
+    column, ring = np.nonzero(back.T)  # column by column
     solid, t, rays = hits.solid[ring, column], hits.t[ring, column], beams.rays[:, ring, column]
     exact = beams.origin[:, None] + rays * t
     noisy = t + RANGE_NOISE * random.standard_normal(t.size, dtype=np.float32)
@@ -81,8 +79,9 @@ def scan(scene: Scene, lidar: Lidar, time: float, random: np.random.Generator) -
 
 def _intensity(scene: Scene, frozen: Frozen, solid: np.ndarray, points: np.ndarray, t: np.ndarray) -> np.ndarray:
     """Reflected intensity before noise: of the material, weaker far away; road paint shines."""
-    s, d = scene.road.locate(points[0], points[1])
+    material = frozen.stack.intensity[np.maximum(solid, 0)]
+    ground = np.nonzero(solid == GROUND)[0]
+    s, d = scene.road.locate(points[0, ground], points[1, ground])
     asphalt = np.where(scene.road.painted(s, d), 55.0, 7.0)
-    ground = np.where(np.abs(d) < scene.road.kerb, asphalt, 16.0)
-    material = np.array([item.intensity for item in frozen.solids])
-    return np.where(solid == GROUND, ground, material[np.maximum(solid, 0)]) * np.exp(-t / 120)
+    material[ground] = np.where(np.abs(d) < scene.road.kerb, asphalt, 16.0)
+    return material * np.exp(-t / 120)

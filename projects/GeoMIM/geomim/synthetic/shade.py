@@ -5,8 +5,6 @@ Shape legend: M pixels, P solids. Lengths are metres, colours RGB from 0 to 1.
 
 from __future__ import annotations
 
-from typing import Dict, Tuple
-
 import cv2
 import numpy as np
 
@@ -91,24 +89,23 @@ class _Surfaces:
         offset = points - centre.astype(np.float32)[solid].T
         self.metres = np.stack([offset[0] * cos + offset[1] * sin, offset[1] * cos - offset[0] * sin, offset[2]])
         self.unit = self.metres / self.half
-        kinds = np.array([item.kind for item in frozen.solids])[solid]
-        self.look = np.array([item.look for item in frozen.solids])[solid]
-        self.colour = np.array([item.colour for item in frozen.solids], dtype=np.float32)[solid].T
+        stack = frozen.stack
+        self.look, self.colour = stack.look[solid], stack.colour[solid].T
         self.face = np.abs(self.unit).argmax(axis=0)
-        normal = self._normals(kinds)
+        normal = self._normals(stack.kind[solid])
         normal /= np.maximum(np.sqrt((normal * normal).sum(axis=0)), 1e-9)
         self.normal = np.stack([normal[0] * cos - normal[1] * sin, normal[0] * sin + normal[1] * cos, normal[2]])
 
     def _normals(self, kinds: np.ndarray) -> np.ndarray:
         """(3, M), each solid's own frame, not normalised."""
-        flat = np.where(np.arange(3)[:, None] == self.face, np.sign(self.unit), np.float32(0))
-        radial = self.unit / self.half
-        normal = np.where(kinds == ELLIPSOID, radial, flat)
+        normal = np.where(np.arange(3)[:, None] == self.face, np.sign(self.unit), np.float32(0))
+        balls = kinds == ELLIPSOID
+        normal[:, balls] = self.unit[:, balls] / self.half[:, balls]
         for kind, axis in ((CYLINDER, 2), (WHEEL, 1)):
-            around = (kinds == kind) & (np.abs(self.unit[axis]) < 0.999)
-            end = np.where(np.arange(3)[:, None] == axis, np.sign(self.unit), np.float32(0))
-            side = np.where(np.arange(3)[:, None] == axis, np.float32(0), radial)
-            normal = np.where(kinds == kind, np.where(around, side, end), normal)
+            at = np.nonzero(kinds == kind)[0]
+            end = np.abs(self.unit[axis, at]) >= 0.999
+            normal[:, at] = np.where(end, np.float32(0), self.unit[:, at] / self.half[:, at])
+            normal[axis, at] = np.where(end, np.sign(self.unit[axis, at]), np.float32(0))
         return normal
 
     def albedo(self, tile: np.ndarray) -> np.ndarray:
@@ -118,26 +115,26 @@ class _Surfaces:
         rough = _noise(tile, along, metres[2], 12)
         colour = self.colour * (1 + 0.05 * rough)
         above = metres[2] + self.half[2]  # over the solid's lower face
-        tests: Dict[int, Tuple[np.ndarray, Tuple[float, float, float]]] = {
-            FACADE: ((above % 3 > 1.3) & (above % 3 < 2.6) & (along % 3.2 > 1.2) & side, (0.16, 0.20, 0.25)),
-            GLAZED: (
-                (unit[2] > -0.05) & (unit[2] < 0.75) & (np.abs(along % 1.5 - 0.75) < 0.66) & side,
+        # windows, stripes and the like, each for its own look alone: pixels of it, where it is painted, and the paint
+        for look, painted, paint in (
+            (FACADE, lambda m: (above[m] % 3 > 1.3) & (above[m] % 3 < 2.6) & (along[m] % 3.2 > 1.2) & side[m], (0.16, 0.20, 0.25)),
+            (
+                GLAZED,
+                lambda m: (unit[2, m] > -0.05) & (unit[2, m] < 0.75) & (np.abs(along[m] % 1.5 - 0.75) < 0.66) & side[m],
                 (0.07, 0.09, 0.11),
             ),
-            STRIPED: (((along + metres[2]) % 0.5 < 0.22) & side, (0.75, 0.10, 0.08)),
-            BANDED: ((above % 0.34 > 0.26), (0.95, 0.95, 0.95)),
-            PANELS: (np.abs(along % 1.2) < 0.06, (0.35, 0.35, 0.36)),
-        }
-        for look, (where, paint) in tests.items():
-            colour = np.where((self.look == look) & where, np.array(paint, dtype=np.float32)[:, None], colour)
+            (STRIPED, lambda m: ((along[m] + metres[2, m]) % 0.5 < 0.22) & side[m], (0.75, 0.10, 0.08)),
+            (BANDED, lambda m: above[m] % 0.34 > 0.26, (0.95, 0.95, 0.95)),
+            (PANELS, lambda m: np.abs(along[m] % 1.2) < 0.06, (0.35, 0.35, 0.36)),
+        ):  # fmt: skip
+            pixels = np.nonzero(self.look == look)[0]
+            colour[:, pixels[painted(pixels)]] = np.array(paint, dtype=np.float32)[:, None]
         lamps = (self.look == BODYWORK) & (self.face == 0) & (np.abs(unit[1]) > 0.6) & (unit[2] > 0.1)
-        lamp = np.where(
-            unit[0] > 0,
-            np.array([[0.95], [0.95], [0.85]], dtype=np.float32),
-            np.array([[0.7], [0.03], [0.03]], dtype=np.float32),
-        )
-        colour = np.where(lamps, lamp, colour)
-        return np.where(self.look == LEAVES, self.colour * (1 + 0.32 * rough), colour)
+        colour[:, lamps & (unit[0] > 0)] = np.array([[0.95], [0.95], [0.85]], dtype=np.float32)
+        colour[:, lamps & (unit[0] <= 0)] = np.array([[0.7], [0.03], [0.03]], dtype=np.float32)
+        leaves = self.look == LEAVES
+        colour[:, leaves] = self.colour[:, leaves] * (1 + 0.32 * rough[leaves])
+        return colour
 
 
 def shade(scene: Scene, frozen: Frozen, beams: CameraBeams, hits: Hits, random: np.random.Generator) -> np.ndarray:
@@ -145,7 +142,6 @@ def shade(scene: Scene, frozen: Frozen, beams: CameraBeams, hits: Hits, random: 
     light, shape = scene.light, hits.t.shape
     t, solid = hits.t.ravel(), hits.solid.ravel()
     rays = beams.rays.reshape(3, -1)
-    points = beams.origin[:, None].astype(np.float32) + rays * np.where(solid == NOTHING, np.float32(0), t)
     length = np.sqrt((rays * rays).sum(axis=0))
     rise = np.clip(rays[2] / length, 0, 1)
     sky = light.sky[:, None].astype(np.float32)
@@ -153,11 +149,14 @@ def shade(scene: Scene, frozen: Frozen, beams: CameraBeams, hits: Hits, random: 
     tile = noise_tile(scene.texture_seed)
     colour = backdrop.copy()
     ground, solids = np.nonzero(solid == GROUND)[0], np.nonzero(solid >= 0)[0]
+    on_ground, on_solids = (
+        beams.origin[:, None].astype(np.float32) + rays[:, pixels] * t[pixels] for pixels in (ground, solids)
+    )
     shadows = shadow_map(frozen, light, beams.origin)
-    lit = np.float32(light.direct * light.sun[2]) * ~_in_shadow(shadows, points[:, ground], beams.origin)
-    colour[:, ground] = _ground(scene, tile, points[:, ground]) * (light.ambient + lit)
+    lit = np.float32(light.direct * light.sun[2]) * ~_in_shadow(shadows, on_ground, beams.origin)
+    colour[:, ground] = _ground(scene, tile, on_ground) * (light.ambient + lit)
     if solids.size:
-        surfaces = _Surfaces(frozen, solid[solids], points[:, solids])
+        surfaces = _Surfaces(frozen, solid[solids], on_solids)
         facing = np.maximum((surfaces.normal * light.sun[:, None].astype(np.float32)).sum(axis=0), 0)
         dome = light.ambient * (0.75 + 0.25 * surfaces.normal[2])
         colour[:, solids] = surfaces.albedo(tile) * (dome + light.direct * facing)

@@ -37,23 +37,24 @@ class Solid:
 
 
 @dataclass(frozen=True)
-class Group:
-    """K solids of one kind: members (K,) positions in the body, centres and halves (K, 3)."""
+class Stack:
+    """P solids as arrays: kind, look and intensity (P,), centre and half (P, 3) float64, colour (P, 3) float32."""
 
-    kind: int
-    members: np.ndarray
-    centres: np.ndarray
-    halves: np.ndarray
+    kind: np.ndarray
+    look: np.ndarray
+    intensity: np.ndarray
+    centre: np.ndarray
+    half: np.ndarray
+    colour: np.ndarray
 
 
-def group_by_kind(solids: Sequence[Solid]) -> Tuple[Group, ...]:
-    """The solids as arrays, one group a kind."""
-    groups = []
-    for kind in sorted({solid.kind for solid in solids}):
-        members = [number for number, solid in enumerate(solids) if solid.kind == kind]
-        centres, halves = (np.array([getattr(solids[k], name) for k in members]) for name in ('centre', 'half'))
-        groups.append(Group(kind, np.array(members), centres, halves))
-    return tuple(groups)
+def stack_solids(solids: Sequence[Solid]) -> Stack:
+    """The solids as arrays, in their order."""
+    kind, look, intensity, centre, half, colour = (
+        np.array([getattr(solid, name) for solid in solids])
+        for name in ('kind', 'look', 'intensity', 'centre', 'half', 'colour')
+    )
+    return Stack(kind, look, intensity, centre, half, colour.astype(np.float32))
 
 
 def _box(x: Span, y: Span, z: Span, colour: Colour, **more: Any) -> Solid:

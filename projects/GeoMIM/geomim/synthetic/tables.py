@@ -1,4 +1,4 @@
-"""The thirteen tables of nuScenes, and its ``lidarseg`` table, from what the keyframes' writers noted."""
+"""The thirteen tables of nuScenes, and its ``lidarseg`` table where there are such labels, from what the keyframes' writers noted."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 from .keyframe import KEYFRAME, Recipe
 from .labels import ATTRIBUTES, CATEGORIES, VISIBILITY
 from .layout import turn_z
-from .map_expansion import location
+from .map_expansion import location, prior_path
 from .rig import LIDAR, quaternion_of
 
 Row = Dict[str, Any]
@@ -27,7 +27,9 @@ def build_tables(recipe: Recipe, parts: Sequence[Sequence[Dict[str, Any]]]) -> T
     Args:
         parts: of each scene, what each keyframe's writer returned.
     """
-    tables: Tables = {name: [] for name in (*NAMES, 'lidarseg')}
+    tables: Tables = {name: [] for name in NAMES}
+    if 'lidarseg' not in recipe.without:
+        tables['lidarseg'] = []
     for label, name in enumerate(CATEGORIES):
         row = {'token': recipe.token('category', name), 'name': name, 'description': '', 'index': label}
         tables['category'].append(row)
@@ -88,7 +90,7 @@ class _SceneRows:
         place = location(self.recipe, self.index)
         logfile = self.recipe.logfile(self.index)
         self.put('log', logfile=logfile, vehicle='geomim', date_captured=_DAY, location=place)
-        filename = f'maps/{self.token("map")}.png'
+        filename = prior_path(self.recipe, self.index)
         self.put('map', log_tokens=[self.token('log')], category='semantic_prior', filename=filename)
 
     def _calibration(self) -> None:
@@ -130,7 +132,7 @@ class _SceneRows:
                     }
                 )
                 self._ego_pose(token, entry)
-                if channel == LIDAR and entry['is_key_frame']:
+                if channel == LIDAR and entry['is_key_frame'] and 'lidarseg' in self.tables:
                     filename = f'lidarseg/{self.recipe.version}/{token}_lidarseg.bin'
                     self.tables['lidarseg'].append({'token': token, 'sample_data_token': token, 'filename': filename})
             _link(rows)
