@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import io
 import re
 import zipfile
 from dataclasses import dataclass, replace
@@ -182,9 +183,16 @@ def _at(level: Mapping[Any, Any], path: Tuple[str, ...]) -> Optional[_Found]:
 
 
 def save_atomically(obj: Any, path: PathLike) -> Path:
-    """``torch.save`` that leaves either the whole new file or what was there before."""
+    """``torch.save`` that leaves either the whole new file or what was there before.
+
+    Raises:
+        OSError: no room on the disk, with the path. torch's own writer would end older versions' process instead, and tell
+            of a position in others, thus it writes into memory.
+    """
+    content = io.BytesIO()
+    torch.save(obj, content)
     with atomic_path(path) as temporary:
-        torch.save(obj, temporary)
+        Path(temporary).write_bytes(content.getbuffer())
     return Path(path)
 
 
