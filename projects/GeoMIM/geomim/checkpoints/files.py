@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..atomic import PathLike, atomic_path
-from .reading import Checkpoint, drop_inert, keep_from_executing, read_checkpoint, reading_safely
+from .reading import Checkpoint, drop_inert, is_address, keep_from_executing, read_checkpoint, reading_safely
 
 # Entries that hold the weights as they were trained, the most usual first.
 _TRAINED = ('state_dict', 'model', 'module', 'model_state_dict')
@@ -98,7 +98,12 @@ def loading_safely(load: Callable[..., Any], further: Mapping[str, Any], tell: C
     @functools.wraps(load)
     def load_checkpoint(cls: type, filename: str, *arguments: Any, **options: Any) -> Any:
         with reading_safely(further) as unknown:
-            checkpoint = load(cls, filename, *arguments, **options)
+            try:
+                checkpoint = load(cls, filename, *arguments, **options)
+            except KeyError as error:
+                if not is_address(filename):
+                    raise
+                raise ValueError(f'{filename}: the host knows no weights called {error}; give the path of a local file') from error
         if unknown:
             tell(f'{filename}: carried objects left unbuilt: {", ".join(unknown)}')
         found = _search(checkpoint, ()) if isinstance(checkpoint, dict) else None
