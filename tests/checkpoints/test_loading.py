@@ -27,7 +27,7 @@ from geomim.checkpoints.loading import (
     tensors_of,
 )
 
-from ..helpers import Attack, assert_same_tensors
+from ..helpers import Attack, assert_same_tensors, run_quietly
 
 Make = Callable[..., Any]
 
@@ -205,6 +205,25 @@ def test_a_failing_save_leaves_the_old_file_and_no_rest(tmp_path: Path) -> None:
     for target in (path, tmp_path / 'other.pth'):
         with pytest.raises(RuntimeError, match='disk full'):
             save_atomically({'a': torch.zeros(100000), 'b': Unsavable()}, target)
+    assert [entry.name for entry in tmp_path.iterdir()] == ['model.pth']
+    assert torch.equal(read_checkpoint(path)['a'], torch.ones(3))
+
+
+# No file may grow beyond 20 kB, which the system answers as it answers a full disk: in the middle of writing.
+NO_ROOM = """
+import resource, sys, torch
+resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000))
+from geomim.checkpoints.files import save_atomically
+try:
+    save_atomically({'a': torch.zeros(100000)}, sys.argv[1])
+except OSError as error:
+    print(error)
+"""
+
+
+def test_a_disk_without_room_leaves_the_old_file_and_no_rest_and_is_named(tmp_path: Path) -> None:
+    path = save_atomically({'a': torch.ones(3)}, tmp_path / 'model.pth')
+    assert f"File too large: '{path}'" in run_quietly(['-c', NO_ROOM, path]).stdout
     assert [entry.name for entry in tmp_path.iterdir()] == ['model.pth']
     assert torch.equal(read_checkpoint(path)['a'], torch.ones(3))
 

@@ -97,10 +97,24 @@ def test_without_a_network_the_message_says_where_the_file_goes(web: Path) -> No
         CheckpointLoader.load_checkpoint(ADDRESS)
 
 
-def test_torchvisions_weights_need_no_torchvision(web: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, 'torchvision', None)
+@pytest.mark.parametrize('state', ['absent', 'of another torch'])
+def test_torchvisions_weights_need_no_torchvision(
+    state: str, web: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if state == 'absent':
+        monkeypatch.setitem(sys.modules, 'torchvision', None)
+    else:
+        (tmp_path / 'torchvision.py').write_text('raise RuntimeError("operator torchvision::nms does not exist")')
+        monkeypatch.delitem(sys.modules, 'torchvision', raising=False)
+        monkeypatch.syspath_prepend(str(tmp_path))
     torch.save({'conv1.weight': torch.ones(2)}, web / 'resnet50-0676ba61.pth')
     assert list(CheckpointLoader.load_checkpoint('torchvision://resnet50')) == ['conv1.weight']
+
+
+@pytest.mark.parametrize('address', ['torchvision://resnet5000', 'open-mmlab://nothing', 'mmcls://nothing'])
+def test_a_name_that_the_host_does_not_know_is_told(address: str) -> None:
+    with pytest.raises(ValueError, match=f'{address}: .* knows no weights called .(resnet5000|nothing).*local file'):
+        CheckpointLoader.load_checkpoint(address)
 
 
 @pytest.mark.parametrize('gpu_ids', ['', 'gpu_ids = [0, 1]', 'gpu_ids = range(0, 2)', 'gpu_ids = len(open("x"))'])

@@ -20,7 +20,7 @@ from geomim.synthetic.keyframe import Recipe
 from geomim.synthetic.rig import read_rig
 from geomim.synthetic.world import MARKER, choose_scenes, make_recipe, write_world
 
-from ..helpers import runs_still, wait_until
+from ..helpers import run_quietly, runs_still, wait_until
 
 # Kills its process in the middle of one file: of the third keyframe's labels, or of a table.
 INTERRUPTED = """
@@ -46,6 +46,21 @@ def write(content, file):
 
 keyframe.save_npz, json.dump = save_npz, write
 world.write_world(root, world.make_recipe(scenes='1+1', frames=2, image_size=(0, 0), seed=5, rig=rig))
+"""
+
+
+# No file may grow beyond a size, which the system answers as it answers a full disk.
+NO_ROOM = """
+import resource, sys
+from geomim.synthetic import world
+
+room, root, rig = int(sys.argv[1]), *sys.argv[2:]
+resource.setrlimit(resource.RLIMIT_FSIZE, (room, resource.RLIM_INFINITY))
+recipe = world.make_recipe(scenes='1+1', frames=2, image_size=(0, 0), seed=5, rig=rig)
+try:
+    world.write_world(root, recipe)
+except OSError as error:
+    print(error)
 """
 
 
@@ -110,6 +125,12 @@ def test_a_killed_run_goes_on_to_the_same_bytes(
     write_world(root, recipe)
     assert tree(root) == tree(made)
     assert [path.name for path in tmp_path.iterdir()] == ['world']
+
+
+@pytest.mark.parametrize('room', [100, 2000])  # for half an image, half a scan
+def test_a_disk_without_room_is_named(room: int, rig: Path, tmp_path: Path) -> None:
+    root = tmp_path / 'world'
+    assert f"File too large: '{root}.partial" in run_quietly(['-c', NO_ROOM, room, root, rig]).stdout
 
 
 def test_a_failed_run_goes_on_behind_the_last_finished_keyframe(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shutil
 import tempfile
@@ -10,6 +11,18 @@ from pathlib import Path
 from typing import Iterator, Sequence, Union
 
 PathLike = Union[str, Path]
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+@contextlib.contextmanager
+def room_for(path: PathLike) -> Iterator[None]:
+    """Let the system's error for a full disk, which names no file, name what is being written in the block."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _NO_ROOM and error.filename is None:
+            error.filename = str(path)
+        raise
 
 
 @contextlib.contextmanager
@@ -20,8 +33,9 @@ def atomic_path(path: PathLike) -> Iterator[str]:
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f'.{path.name}.', suffix=path.suffix)
     os.close(handle)
     try:
-        yield temporary
-        _flush(temporary)
+        with room_for(path):
+            yield temporary
+            _flush(temporary)
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
     except BaseException:
@@ -47,11 +61,12 @@ def files_beside(folder: PathLike) -> Iterator[Path]:
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir(parents=True)
     try:
-        yield scratch
-        for path in sorted(scratch.iterdir(), key=os.path.islink):
-            if not path.is_symlink():
-                _flush(path)
-            os.replace(path, Path(folder) / path.name)
+        with room_for(folder):
+            yield scratch
+            for path in sorted(scratch.iterdir(), key=os.path.islink):
+                if not path.is_symlink():
+                    _flush(path)
+                os.replace(path, Path(folder) / path.name)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 
@@ -93,7 +108,8 @@ def result_folder(path: Path, names: Sequence[str], force: bool = False) -> Iter
     scratch = Path(tempfile.mkdtemp(dir=path.parent, prefix=f'.{path.name}.'))
     try:
         (scratch / 'new').mkdir()
-        yield scratch / 'new'
+        with room_for(path):
+            yield scratch / 'new'
         check_result_folder(path, names, force)
         if path.is_dir():
             os.replace(path, scratch / 'old')

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import io
 import re
 import zipfile
 from dataclasses import dataclass, replace
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..atomic import PathLike, atomic_path
-from .reading import Checkpoint, drop_inert, keep_from_executing, read_checkpoint, reading_safely
+from .reading import Checkpoint, drop_inert, is_address, keep_from_executing, read_checkpoint, reading_safely
 
 # Entries that hold the weights as they were trained, the most usual first.
 _TRAINED = ('state_dict', 'model', 'module', 'model_state_dict')
@@ -97,7 +98,12 @@ def loading_safely(load: Callable[..., Any], further: Mapping[str, Any], tell: C
     @functools.wraps(load)
     def load_checkpoint(cls: type, filename: str, *arguments: Any, **options: Any) -> Any:
         with reading_safely(further) as unknown:
-            checkpoint = load(cls, filename, *arguments, **options)
+            try:
+                checkpoint = load(cls, filename, *arguments, **options)
+            except KeyError as error:
+                if not is_address(filename):
+                    raise
+                raise ValueError(f'{filename}: the host knows no weights called {error}; give the path of a local file') from error
         if unknown:
             tell(f'{filename}: carried objects left unbuilt: {", ".join(unknown)}')
         found = _search(checkpoint, ()) if isinstance(checkpoint, dict) else None
@@ -182,9 +188,16 @@ def _at(level: Mapping[Any, Any], path: Tuple[str, ...]) -> Optional[_Found]:
 
 
 def save_atomically(obj: Any, path: PathLike) -> Path:
-    """``torch.save`` that leaves either the whole new file or what was there before."""
+    """``torch.save`` that leaves either the whole new file or what was there before.
+
+    Raises:
+        OSError: no room on the disk, with the path. torch's own writer would end older versions' process instead, and tell
+            of a position in others, thus it writes into memory.
+    """
+    content = io.BytesIO()
+    torch.save(obj, content)
     with atomic_path(path) as temporary:
-        torch.save(obj, temporary)
+        Path(temporary).write_bytes(content.getbuffer())
     return Path(path)
 
 

@@ -66,13 +66,14 @@ def open_source(source: str) -> Checkpoint:
 
 
 def _torchvision_models(find: Callable[[], Any]) -> Callable[[], Any]:
-    """mmengine's list of torchvision's addresses: where torchvision is absent, the one that mmengine brings along."""
+    """mmengine's list of torchvision's addresses: where torchvision is absent, or built for another torch, the
+    one that mmengine brings along."""
 
     @functools.wraps(find)
     def get_torchvision_models() -> Any:
         try:
             return find()
-        except ImportError:
+        except (ImportError, RuntimeError, OSError, AttributeError):  # whatever a build for another torch ends with
             return mmengine.load(osp.join(mmengine.__path__[0], 'hub/torchvision_0.12.json'))
 
     return get_torchvision_models

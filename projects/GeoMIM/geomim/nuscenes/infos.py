@@ -26,7 +26,7 @@ import numpy as np
 from mmengine.logging import print_log
 from pyquaternion import Quaternion
 
-from ..atomic import atomic_path
+from ..atomic import atomic_path, room_for
 from ..checkpoints.info_files import describe_if_old, read_infos
 
 TEST = 'v1.0-test'
@@ -153,9 +153,10 @@ def _view_of(root: Path, out: Path) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix='.geomim-infos-', dir=place) as scratch:
         view = Path(scratch) / 'data' / 'nuscenes'
         view.mkdir(parents=True)
-        for entry in entries:
-            link(entry, view / entry.name)
-        yield view
+        with room_for(scratch):
+            for entry in entries:
+                link(entry, view / entry.name)
+            yield view
 
 
 def _scratch_place(out: Path) -> Tuple[Optional[Path], Callable[[Path, Path], None]]:

@@ -151,4 +151,4 @@ def _write_points(source: Path, target: Path, lidar2ego: np.ndarray) -> None:
     moved[:, :3] = points[:, :3] @ lidar2ego[:3, :3].T + lidar2ego[:3, 3]
     moved[:, 3] = points[:, 3] / 255  # nuScenes' intensity is a byte, Waymo's about 0 to 1
     with atomic_path(target) as temporary:
-        moved.tofile(temporary)
+        Path(temporary).write_bytes(moved.tobytes())  # `tofile` tells of no full disk

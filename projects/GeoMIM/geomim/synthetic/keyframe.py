@@ -151,14 +151,14 @@ class _Writer:
 
     def lidar(self, time: int, key: bool) -> Scan:
         cloud = scan(self.scene, self.rig.lidar, time / 1e6, self._random(len(self.rig.cameras), time))
-        cloud.points.tofile(str(self._path(LIDAR, time, key, '.pcd.bin')))
+        self._path(LIDAR, time, key, '.pcd.bin').write_bytes(cloud.points.tobytes())
         return cloud
 
     def lidarseg(self, cloud: Scan, frame: int) -> None:
         token = self.recipe.token('sample_data', self.index, LIDAR, frame * KEYFRAME)
         path = self.root / 'lidarseg' / self.recipe.version / f'{token}_lidarseg.bin'
         path.parent.mkdir(parents=True, exist_ok=True)
-        cloud.labels.tofile(str(path))
+        path.write_bytes(cloud.labels.tobytes())
 
     def occupancy(self, labels: Occupancy, frame: int) -> None:
         token = self.recipe.token('sample', self.index, frame)

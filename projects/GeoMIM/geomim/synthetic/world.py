@@ -20,7 +20,7 @@ from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Set,
 import cv2
 import numpy as np
 
-from ..atomic import atomic_path
+from ..atomic import atomic_path, room_for
 from .keyframe import OPTIONAL, Recipe, place_scene, write_keyframe
 from .labels import DETECTION
 from .map_expansion import build_expansion, expansion_path, prior_path
@@ -123,7 +123,7 @@ def write_world(root: Union[str, Path], recipe: Recipe, workers: int = 1, progre
     if staging.exists():
         _check_same(staging, recipe, f'{staging}, of an interrupted run,')
     (staging / 'parts').mkdir(parents=True, exist_ok=True)
-    with only_one(staging / 'lock', staging):
+    with only_one(staging / 'lock', staging), room_for(staging):
         for leftover in staging.glob(f'.{MARKER}.*'):
             leftover.unlink()
         _write_json(staging / MARKER, _as_json(recipe))
