@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from difflib import get_close_matches
+from functools import partial
 from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple, Union
 
 from torch import Tensor, nn
@@ -15,16 +16,6 @@ from ..method.masked_encoder import last_norm, plain_vit
 _HEADS = (
     'head', 'fc', 'classifier', 'conv_head', 'norm_head', 'bn2', 'norm', 'fc_norm', 'attn_pool', 'final_conv', 'pre_logits', 'neck',
 )  # fmt: skip
-# kinds that take any size of images if told so, by timm's modules
-_ANY_SIZE = (
-    'vision_transformer',
-    'vision_transformer_hybrid',
-    'eva',
-    'deit',
-    'swin_transformer',
-    'swin_transformer_v2',
-    'swin_transformer_v2_cr',
-)
 
 
 class TimmBackbone(nn.Module):
@@ -128,9 +119,13 @@ def _create(name: str, download: bool, options: Dict[str, Any]) -> Any:
     if not timm.is_model(name):
         alike = get_close_matches(name.split('.')[0], timm.list_models(), 5)
         raise ValueError(f'timm {timm.__version__} knows no network {name!r}; similar are {", ".join(alike) or "none"}')
-    if timm.models.model_entrypoint(name).__module__.rpartition('.')[2] in _ANY_SIZE:
-        options = {'dynamic_img_size': True, **options}
-    model = timm.create_model(name, pretrained=download, num_classes=0, **options)
+    make = partial(timm.create_model, name, pretrained=download, num_classes=0)
+    try:  # transformers take any size of images if told so
+        model = make(**{'dynamic_img_size': True, **options})
+    except TypeError as error:
+        if 'dynamic_img_size' not in str(error) or 'dynamic_img_size' in options:
+            raise
+        model = make(**options)
     if not hasattr(model, 'forward_intermediates'):
         raise ValueError(f'timm {name}: this kind of network gives no maps of its stages')
     return model
