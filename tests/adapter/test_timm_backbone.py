@@ -280,6 +280,8 @@ def test_a_safetensors_file_asks_for_its_package(tmp_path: Path, monkeypatch: py
         (dict(name='resnet18', strides=(16, 64)), r'no map of stride 64; it has maps of strides \[2, 4, 8, 16, 32\]'),
         (dict(name='vit_tiny_patch16_224', depth=1, patch_drop_rate=0.5), r'patch_drop_rate must be 0'),
         (dict(name='vit_tiny_patch16_224', depth=1, dynamic_img_size=False), r'fails on an image of 64 x 96'),
+        (dict(name='beit_base_patch16_224', depth=1), r'fails on an image of 64 x 96 .* match model \(224\)'),
+        (dict(name='maxvit_rmlp_pico_rw_256'), r'fails on an image of 64 x 96 .* divisible by window'),
         (dict(name='resnet18', init_cfg=dict(type='Kaiming')), r"init_cfg must be dict\(type='Pretrained'"),
     ],
 )

@@ -67,6 +67,8 @@ def test_pretrained_resumed_exported_and_loaded(name: str, small_world: Path, tm
     assert_same_tensors(whole, broken)
 
     (exported,) = (tmp_path / 'whole').glob('encoder_*.pth')
+    inside = 'student.encoder.backbone.'
+    assert set(read_checkpoint(exported)) == {key[len(inside) :] for key in whole if key.startswith(inside)}
     outside: Dict[str, Any] = dict(encoder, type='GeoMIMTimm') if encoder['type'] == 'timm' else dict(encoder)
     backbone = MODELS.build(dict(outside, init_cfg=dict(type='Pretrained', checkpoint=str(exported))))
     random = {key: value.clone() for key, value in backbone.state_dict().items()}
@@ -84,6 +86,57 @@ def test_pretrained_resumed_exported_and_loaded(name: str, small_world: Path, tm
     with torch.no_grad():
         for one, other in zip(student.student.encoder(images), backbone(images)):
             torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+
+
+SMALL: Dict[str, Dict[str, Any]] = {
+    'resnet': dict(ENCODERS['resnet18'], frozen_stages=1, with_cp=True),
+    'convnext': dict(type='timm', name='convnext_atto', with_cp=True),
+    'vit': dict(type='timm', name='vit_tiny_patch16_224', depth=2, with_cp=True),
+}
+
+
+@pytest.mark.long
+@pytest.mark.parametrize('name', sorted(SMALL))
+def test_two_processes_train_every_parameter(name: str, small_world: Path, tmp_path: Path) -> None:
+    """Without a search for unused parameters, at which distributed training would stop in the second iteration, and with averaged
+    weights."""
+    from geomim.checkpoints.loading import read_checkpoint
+
+    if SMALL[name]['type'] == 'timm':
+        let_timm_import()
+        pytest.importorskip('timm')
+    start = [
+        '-m',
+        'torch.distributed.run',
+        '--standalone',
+        '--nproc-per-node=2',
+        HERE / 'micro.py',
+        tmp_path,
+        small_world,
+    ]
+    options = ['--encoder', json.dumps(SMALL[name]), '--iters', 3, '--launcher', 'pytorch', '--average']
+    run_quietly([*start, *options])
+    checkpoint = read_checkpoint(tmp_path / 'iter_3.pth')
+    averaged, trained = checkpoint['state_dict'], checkpoint['ema_state_dict']
+    inside = [key for key in averaged if key.startswith('student.encoder.') and averaged[key].is_floating_point()]
+    assert inside
+    assert all(bool(averaged[key].isfinite().all()) for key in inside)
+    assert any(not torch.equal(averaged[key], trained[f'module.{key}']) for key in inside)
+    (exported,) = tmp_path.glob('encoder_*.pth')
+    backbone = 'student.encoder.backbone.'
+    assert set(read_checkpoint(exported)) == {key[len(backbone) :] for key in averaged if key.startswith(backbone)}
+
+
+def test_hosts_save_networks_of_timm_under_timms_names() -> None:
+    """They collect the weights of a model's parts themselves."""
+    from mmengine.registry import MODELS
+    from mmengine.runner.checkpoint import get_state_dict
+
+    let_timm_import()
+    timm = pytest.importorskip('timm')
+    model = torch.nn.Sequential(MODELS.build(dict(type='GeoMIMTimm', name='resnet18')))
+    own = timm.create_model('resnet18', num_classes=0).state_dict()
+    assert set(get_state_dict(model)) == {f'0.{name}' for name in own}
 
 
 def test_weights_that_the_config_names_start_the_backbone(small_world: Path, tmp_path: Path, caplog: Any) -> None:
