@@ -66,7 +66,7 @@ def extras() -> Dict[str, List[str]]:
         ],
         'spconv': [f'spconv{SPCONV_RANGE}'],
         'mmseg': MMSEG,
-        'timm': ['timm>=1.0'],
+        'timm': ['timm>=1.0', 'safetensors'],
         'test': TEST,
         'lint': LINT,
         'dev': [*TEST, *LINT, 'pre-commit', *MMSEG],

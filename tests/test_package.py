@@ -47,7 +47,7 @@ OUTSIDE = {
     '_identity': set(),
     'method': TORCH,
     'atomic': set(),
-    'checkpoints': TORCH,
+    'checkpoints': {*TORCH, 'safetensors'},
     'teachers': TORCH,
     'adapter': {*TORCH, 'timm'},
     'mmengine': {'torch', 'numpy', 'cv2', 'mmengine', 'mmcv'},

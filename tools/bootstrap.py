@@ -394,7 +394,8 @@ def install(host: Host, venv: Path, wanted: Optional[str]) -> None:
     if 'timm' in pins and host.mmcv == 'mmcv':
         # beside the environment: PyPI's torchvision, which timm imports, fails in it where torch has no CUDA, and so would
         # everything that looks for torchvision; tests/helpers.py brings the two in
-        aside = ['--no-deps', '--upgrade', '--target', str(venv / 'timm'), pins['timm'], pins['torchvision']]
+        aside = ['--no-deps', '--upgrade', '--target', str(venv / 'timm')]
+        aside += [pins[name] for name in ('timm', 'torchvision', 'safetensors')]
         steps.run('timm, for tests', [inside, '-m', 'pip', 'install', *aside])
     steps.run('check', [inside, '-c', f'import {host.imports}'])
 

@@ -156,6 +156,23 @@ def test_every_family_shares_out_its_rates() -> None:
     assert found[inside + 'norm.weight'] == (1.0, 0.0)
 
 
+def test_stages_of_timms_swin_are_no_blocks() -> None:
+    """They are called ``layers``, as the blocks of some transformers; a patch merging stands in front of its stage."""
+    swin = nn.Module()
+    swin.patch_embed = nn.Linear(2, 2)
+    stages = [nn.Module() for _ in range(2)]
+    stages[1].downsample = nn.Linear(2, 2)
+    for stage in stages:
+        stage.blocks = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    swin.layers = nn.Sequential(*stages)
+    model = nn.Module()
+    model.backbone = swin
+    found = settings(model, decay_rate=0.5)
+    names = ['layers.1.blocks.1', 'layers.1.blocks.0', 'layers.0.blocks.1', 'layers.0.blocks.0', 'patch_embed']
+    assert [found[f'backbone.{name}.weight'][0] for name in names] == [0.5, 0.25, 0.125, 0.0625, 0.03125]
+    assert found['backbone.layers.1.downsample.weight'][0] == 0.25
+
+
 def test_a_backbone_without_known_layers_is_named() -> None:
     model = nn.Module()
     model.backbone = nn.Conv2d(3, 3, 1)

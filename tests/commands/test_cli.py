@@ -10,6 +10,7 @@ from typing import Any, Callable, Dict, List
 
 import pytest
 import torch
+from torch import nn
 
 pytest.importorskip('numpy', reason='the verify command reads .npz files')
 
@@ -19,6 +20,7 @@ from geomim import GeoMIM
 from geomim.__main__ import main
 from geomim.checkpoints.layouts import export_encoder, to_reference
 from geomim.checkpoints.loading import read_checkpoint, save_atomically
+from geomim.method.masked_encoder import BackboneSpec
 
 Make = Callable[..., Any]
 TINY_VIEW = ['--image-size', '64', '96', '--x-bound', '-12', '12', '1.5', '--y-bound', '-9', '9', '1.5']
@@ -104,6 +106,54 @@ def test_convert_exports_encoders_and_says_what_stays_behind(
     assert sorted(exported) == sorted(export_encoder(dict(model.state_dict()), target))
     dropped = sum(not name.startswith('encoder.') for name in model.state_dict())
     assert f'{dropped} tensors of the input have no place in {target}' in capsys.readouterr().out
+
+
+@pytest.fixture
+def foreign(tmp_path: Path, make_config: Make) -> Path:
+    """A pretraining checkpoint, as a host writes it, whose encoder is no Swin."""
+    torch.manual_seed(0)
+    student = GeoMIM(make_config(encoder=BackboneSpec(lambda: nn.Sequential(*(_halving() for _ in range(4))), 'net')))
+    state = {f'student.{name}': value for name, value in student.state_dict().items()}
+    return save_atomically({'state_dict': state, 'meta': {'iter': 4}}, tmp_path / 'iter_4.pth')
+
+
+def _halving() -> nn.Module:
+    return nn.Conv2d(3, 3, 3, stride=2, padding=1)
+
+
+def test_convert_takes_a_backbone_out_under_its_own_names(tmp_path: Path, foreign: Path, capsys: Any) -> None:
+    assert run('convert', foreign, tmp_path / 'encoder_net.pth', '--to', 'backbone') == 0
+    assert 'have no place in backbone' in capsys.readouterr().out
+    exported, state = (read_checkpoint(path)['state_dict'] for path in (tmp_path / 'encoder_net.pth', foreign))
+    own = nn.Sequential(*(_halving() for _ in range(4)))
+    own.load_state_dict(exported, strict=True)
+    assert all(torch.equal(value, state[f'student.encoder.backbone.{name}']) for name, value in exported.items())
+    assert run('convert', foreign, tmp_path / 'prefixed.pth', '--to', 'backbone', '--prefix', 'backbone.') == 0
+    prefixed = read_checkpoint(tmp_path / 'prefixed.pth')['state_dict']
+    assert sorted(prefixed) == sorted(f'backbone.{name}' for name in exported)
+    assert run('inspect', foreign) == 0
+    assert 'student.encoder' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'message'),
+    [
+        (['--to', 'bevdet'], "the encoder is no Swin, and can be exported as 'backbone' alone, not 'bevdet'"),
+        (['--to', 'reference'], 'its encoder is no Swin, which alone the reference layout has'),
+        (['--to', 'geomim', '--prefix', 'a.'], '--prefix goes with --to backbone'),
+    ],
+)
+def test_convert_of_a_backbone_refuses_layouts_of_the_swin(
+    tmp_path: Path, foreign: Path, arguments: List[str], message: str, capsys: Any
+) -> None:
+    assert run('convert', foreign, tmp_path / 'never.pth', *arguments) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / 'never.pth').exists()
+
+
+def test_convert_of_a_swin_is_no_backbone(tmp_path: Path, checkpoint: Path, capsys: Any) -> None:
+    assert run('convert', checkpoint, tmp_path / 'never.pth', '--to', 'backbone') == 2
+    assert "can be exported as 'bevdet' or 'mmdet', not 'backbone'" in capsys.readouterr().err
 
 
 def test_convert_resizes_windows(tmp_path: Path, checkpoint: Path, capsys: Any) -> None:

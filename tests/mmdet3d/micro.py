@@ -1,7 +1,7 @@
 """The smallest pretraining run through mmengine's real Runner: a configuration, and a script that runs it in a process of its own.
 
 python micro.py WORK_DIR DATA_ROOT [--config NAME] [--load-from FILE] [--iters N] [--epochs N] [--workers N] [--resume] [--kill-at N]
-    [--launcher pytorch] [--encoder JSON]
+    [--launcher pytorch] [--encoder JSON] [--average]
 """
 
 from __future__ import annotations
@@ -101,6 +101,7 @@ def main() -> None:
     parser.add_argument('--resume', action='store_true')
     parser.add_argument('--launcher', default='none')
     parser.add_argument('--encoder', type=json.loads)
+    parser.add_argument('--average', action='store_true', help="by mmengine's own hook")
     arguments = parser.parse_args()
     config = micro_config(arguments.work_dir, arguments.data_root, arguments.iters, arguments.config)
     config.load_from = arguments.load_from
@@ -112,6 +113,8 @@ def main() -> None:
         config.model.student.encoder = arguments.encoder
     if arguments.epochs:
         by_epoch(config, arguments.epochs)
+    if arguments.average:
+        config.custom_hooks.insert(0, dict(type='EMAHook', momentum=0.5))
     config.train_dataloader.num_workers = arguments.workers
     config.custom_hooks[-1]['kill_at'] = arguments.kill_at
     config.resume = arguments.resume

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from functools import partial
+from importlib.util import find_spec
 from typing import Any, Callable, Dict, Mapping, Optional
 
+import torch
 from torch import nn
 
 from ..checkpoints.loading import LoadReport, load_backbone
@@ -27,21 +29,32 @@ def student_config(
         with_weights: see there.
 
     Raises:
-        ValueError: see there; a name of timm that does not exist.
-        ImportError: no timm.
+        ValueError: see there; a name that timm or the host does not know.
+        ImportError: no timm, or another package that a ``type`` names is not installed.
     """
     encoder = dict(student.get('encoder', {}))
-    kind = encoder.get('type')
-    if kind is None:
+    named = encoder.get('type')
+    if named is None:
         return config_from_dict(student, with_weights)
+    kind: str = getattr(named, '__name__', str(named))  # configs in the newer style name the class itself
     if kind in ('timm', 'GeoMIMTimm'):
         del encoder['type']
         if 'name' not in encoder:
             raise ValueError(f"student.encoder: dict(type='timm') needs the network's name, got {encoder}")
         spec = BackboneSpec(partial(TimmBackbone, **encoder), encoder['name'].split('.')[0])
     else:
-        spec = BackboneSpec(partial(build_backbone, encoder), str(kind).split('.')[-1])
+        spec = BackboneSpec(partial(_build, build_backbone, encoder, kind), kind.split('.')[-1])
     return config_from_dict({**student, 'encoder': spec}, with_weights)
+
+
+def _build(build_backbone: Callable[[Dict[str, Any]], nn.Module], encoder: Dict[str, Any], kind: str) -> nn.Module:
+    try:
+        return build_backbone(encoder)
+    except KeyError as error:  # so do the hosts' registries
+        package, _, name = kind.rpartition('.')
+        if package and find_spec(package) is None:
+            raise ImportError(f'student.encoder: type={kind!r} is of {package}, which is not installed here') from error
+        raise ValueError(f'student.encoder: the host builds no type={kind!r}: {error.args[0]}') from error
 
 
 def start_backbone(student: GeoMIM, read: Callable[[str], Checkpoint]) -> Optional[LoadReport]:
@@ -59,6 +72,9 @@ def start_backbone(student: GeoMIM, read: Callable[[str], Checkpoint]) -> Option
     if not isinstance(backbone, nn.Module):
         return None
     init_cfg = getattr(backbone, 'init_cfg', None)
+    if getattr(backbone, 'convert_weights', False):  # the class itself knows the names that its published files have
+        _start_itself(backbone, encoder.name)
+        return None
     if isinstance(init_cfg, dict) and init_cfg.get('type') == 'Pretrained':
         return load_backbone(backbone, read(init_cfg['checkpoint']), encoder.name)
     if isinstance(backbone, TimmBackbone):
@@ -66,3 +82,16 @@ def start_backbone(student: GeoMIM, read: Callable[[str], Checkpoint]) -> Option
     if hasattr(backbone, 'init_weights'):
         backbone.init_weights()  # type: ignore[operator]
     return None
+
+
+def _start_itself(backbone: nn.Module, name: str) -> None:
+    """``init_weights`` of a class that reads its file without a report.
+
+    Raises:
+        ValueError: nothing changed, though a file is named.
+    """
+    before = [value.clone() for value in backbone.parameters()]
+    backbone.init_weights()  # type: ignore[operator]
+    taken = any(not torch.equal(value, old) for value, old in zip(backbone.parameters(), before))
+    if getattr(backbone, 'init_cfg', None) and not taken:
+        raise ValueError(f'student.encoder {name}: nothing of {backbone.init_cfg} was taken')

@@ -18,15 +18,18 @@ _OPTIONS = ('decay_rate', 'num_layers', 'backbone')
 
 
 def swin_layer(name: str, depths: Sequence[int]) -> Optional[int]:
-    """The layer, 0 to ``sum(depths)``, of a Swin's parameter ``name`` (without the backbone's own), None behind them all."""
+    """The layer, 0 to ``sum(depths)``, of a Swin's parameter ``name`` (without the backbone's own), None behind them all.
+
+    In timm's (``layers``) a stage begins with its patch merging, in the hosts' (``stages``) it ends with that of the next.
+    """
     parts = name.split('.')
     if parts[0] in ('patch_embed', 'absolute_pos_embed'):
         return 0
-    if parts[0] != 'stages':
+    if parts[0] not in ('stages', 'layers'):
         return None
     stage = int(parts[1])
     if parts[2] == 'downsample':
-        return sum(depths[: stage + 1]) + 1
+        return sum(depths[: stage + (parts[0] == 'stages')]) + 1
     return sum(depths[:stage]) + int(parts[3]) + 1
 
 
@@ -58,7 +61,7 @@ def convnext_layer(name: str, depths: Sequence[int]) -> Optional[int]:
 def layers_of(backbone: nn.Module) -> Optional[Tuple[int, Callable[[str], Optional[int]]]]:
     """Number of layers of a backbone behind its stem, and the layer of each parameter's name; None for a kind without known layers."""
     parts = {name: list(child.children()) for name, child in backbone.named_children()}
-    stages: List[Any] = parts.get('stages', [])
+    stages: List[Any] = parts.get('stages', []) or [one for one in parts.get('layers', []) if hasattr(one, 'blocks')]
     blocks_of = [getattr(stage, 'blocks', stage) for stage in stages]
     depths = [len(blocks) for blocks in blocks_of if isinstance(blocks, (nn.ModuleList, nn.Sequential))]
     if len(depths) == 4 and ('stem' in parts or 'downsample_layers' in parts):

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from difflib import get_close_matches
+from functools import partial
 from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple, Union
 
 from torch import Tensor, nn
 
 from ..checkpoints.loading import LoadReport, load_backbone
 from ..checkpoints.reading import Checkpoint, open_checkpoint
-from ..method.masked_encoder import plain_vit
+from ..method.masked_encoder import last_norm, plain_vit
 
-_HEADS = ('head', 'fc', 'classifier', 'conv_head', 'bn2', 'fc_norm', 'attn_pool', 'final_conv')
+# see no image here
+_HEADS = (
+    'head', 'fc', 'classifier', 'conv_head', 'norm_head', 'bn2', 'norm', 'fc_norm', 'attn_pool', 'final_conv', 'pre_logits', 'neck',
+)  # fmt: skip
 
 
 class TimmBackbone(nn.Module):
@@ -46,13 +50,18 @@ class TimmBackbone(nn.Module):
             )
         self.name, self.weights = name, init_cfg['checkpoint'] if init_cfg else pretrained
         self.model: Any = _create(name, self.weights is True, options)
+        self._register_state_dict_hook(_without_model)
+        self._register_load_state_dict_pre_hook(_with_model)
         self.is_vit = plain_vit(self.model) is not None
         self.indices = self._indices_of(strides)
         if with_cp:
             self.model.set_grad_checkpointing(True)
-        for part, module in self.model.named_children():
-            if part in _HEADS:  # sees no image here, and distributed training wants a gradient for what learns
-                module.requires_grad_(False)
+        heads = {part: module for part, module in self.model.named_children() if part in _HEADS}
+        if self.is_vit:
+            heads = {part: module for part, module in heads.items() if module is not last_norm(self.model)}
+        self.heads = tuple(f'{part}.' for part in heads)
+        for module in heads.values():  # distributed training wants a gradient for what learns
+            module.requires_grad_(False)
 
     def _indices_of(self, strides: Optional[Sequence[int]]) -> Tuple[int, ...]:
         """The last feature of each stride."""
@@ -73,30 +82,31 @@ class TimmBackbone(nn.Module):
         """
         if not isinstance(self.weights, str):
             return None
-        return load_backbone(self, read(self.weights), f'timm {self.name}', optional=_HEADS)
+        return load_backbone(self, read(self.weights), f'timm {self.name}', optional=self.heads)
 
     def forward(self, images: Tensor) -> List[Tensor]:
         """(B, 3, H, W) -> maps (B, C, h, w) of the strides; a vision transformer's behind its last norm."""
-        return self.model.forward_intermediates(
-            images, indices=list(self.indices), norm=self.is_vit, intermediates_only=True
-        )
+        maps = self.model.forward_intermediates(images, indices=list(self.indices), intermediates_only=True)
+        if self.is_vit:
+            norm = last_norm(self.model)
+            maps = [norm(map_.permute(0, 2, 3, 1)).permute(0, 3, 1, 2) for map_ in maps]
+        return maps
 
-    # timm's own names outside: what is saved here loads there, and the other way round
 
-    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
-        """As torch's, without ``model.`` in the names."""
-        prefix = kwargs.get('prefix', args[1] if len(args) > 1 else '')
-        state = super().state_dict(*args, **kwargs)
-        inner = prefix + 'model.'
-        for key in [key for key in state if key.startswith(inner)]:
-            state[prefix + key[len(inner) :]] = state.pop(key)
-        return state
+# timm's own names outside: what is saved here loads there, and the other way round. Hooks, since hosts that collect the weights
+# themselves call these and no method.
 
-    def _load_from_state_dict(self, state_dict: Dict[str, Tensor], prefix: str, *args: Any) -> None:
-        inner = prefix + 'model.'
-        for key in [key for key in state_dict if key.startswith(prefix) and not key.startswith(inner)]:
-            state_dict[inner + key[len(prefix) :]] = state_dict.pop(key)
-        super()._load_from_state_dict(state_dict, prefix, *args)
+
+def _without_model(_: nn.Module, state: Dict[str, Tensor], prefix: str, *__: Any) -> None:
+    inner = prefix + 'model.'
+    for key in [key for key in state if key.startswith(inner)]:
+        state[prefix + key[len(inner) :]] = state.pop(key)
+
+
+def _with_model(state: Dict[str, Tensor], prefix: str, *_: Any) -> None:
+    inner = prefix + 'model.'
+    for key in [key for key in state if key.startswith(prefix) and not key.startswith(inner)]:
+        state[inner + key[len(prefix) :]] = state.pop(key)
 
 
 def _create(name: str, download: bool, options: Dict[str, Any]) -> Any:
@@ -109,9 +119,13 @@ def _create(name: str, download: bool, options: Dict[str, Any]) -> Any:
     if not timm.is_model(name):
         alike = get_close_matches(name.split('.')[0], timm.list_models(), 5)
         raise ValueError(f'timm {timm.__version__} knows no network {name!r}; similar are {", ".join(alike) or "none"}')
-    if timm.models.model_entrypoint(name).__module__.endswith(('vision_transformer', 'eva')):
-        options = {'dynamic_img_size': True, 'global_pool': '', **options}
-    model = timm.create_model(name, pretrained=download, num_classes=0, **options)
+    make = partial(timm.create_model, name, pretrained=download, num_classes=0)
+    try:  # transformers take any size of images if told so
+        model = make(**{'dynamic_img_size': True, **options})
+    except TypeError as error:
+        if 'dynamic_img_size' not in str(error) or 'dynamic_img_size' in options:
+            raise
+        model = make(**options)
     if not hasattr(model, 'forward_intermediates'):
         raise ValueError(f'timm {name}: this kind of network gives no maps of its stages')
     return model

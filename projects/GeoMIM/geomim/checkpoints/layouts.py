@@ -279,7 +279,7 @@ def export_encoder(state: State, layout: str = 'bevdet') -> State:
 
 
 def from_geomim(state: State, layout: str, view: Optional[ViewTransformConfig] = None) -> State:
-    """Our names -> ``'geomim'``, ``'reference'``, ``'bevdet'`` or ``'mmdet'``."""
+    """Our names -> ``'geomim'``, ``'reference'``, ``'bevdet'``, ``'mmdet'`` or ``'backbone'``."""
     if layout == 'geomim':
         return dict(state)
     if layout == 'reference':

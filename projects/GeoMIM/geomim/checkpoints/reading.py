@@ -207,10 +207,11 @@ class Checkpoint:
 def open_checkpoint(
     path: PathLike, map_location: Any = 'cpu', further: Optional[Mapping[str, Any]] = None
 ) -> Checkpoint:
-    """A checkpoint file, read by :func:`load_safely`.
+    """A checkpoint file, read by :func:`load_safely`, or one of the safetensors format, which holds nothing but tensors.
 
     Raises:
         FileNotFoundError: no such file.
+        ImportError: a ``.safetensors`` file, and the package of that name is not installed.
         ValueError: truncated, no checkpoint, no dictionary, or naming functions that run code.
     """
     path = Path(path).expanduser()
@@ -218,13 +219,22 @@ def open_checkpoint(
         raise FileNotFoundError(f'checkpoint {path} does not exist')
     if path.stat().st_size == 0:
         raise ValueError(f'checkpoint {path} is empty (0 bytes): an interrupted download or copy?')
+    load_file = _safetensors_reader(path) if path.suffix == '.safetensors' else None
     try:
-        loaded, inert = load_safely(path, map_location, further)
+        loaded, inert = (load_file(str(path)), ()) if load_file else load_safely(path, map_location, further)
     except Exception as error:
         raise _refusal(f'{path}', error, f' ({path.stat().st_size} bytes)') from error
     if not isinstance(loaded, dict):
         raise ValueError(f'checkpoint {path} holds a {type(loaded).__name__}, expected a dictionary of tensors')
     return Checkpoint(loaded, str(path), inert)
+
+
+def _safetensors_reader(path: Path) -> Callable[[str], Dict[str, torch.Tensor]]:
+    try:
+        from safetensors.torch import load_file
+    except ImportError as error:
+        raise ImportError(f'{path} is a safetensors file, which needs pip install "geomim[timm]" ({error})') from error
+    return load_file
 
 
 def read_checkpoint(path: PathLike) -> Dict[str, Any]:

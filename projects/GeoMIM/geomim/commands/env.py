@@ -23,7 +23,8 @@ PACKAGE: str = (__package__ or 'geomim.commands').rpartition('.')[0]
 DISTRIBUTIONS = {
     'numpy': 'numpy', 'torch': 'torch', 'torchvision': 'torchvision', 'mmengine': 'mmengine', 'mmcv': 'mmcv mmcv-full',
     'mmdet': 'mmdet', 'mmdet3d': 'mmdet3d', 'mmseg': 'mmsegmentation', 'spconv': 'spconv spconv-cu*',
-    'nuscenes-devkit': 'nuscenes-devkit', 'timm': 'timm', 'onnxruntime': 'onnxruntime onnxruntime-*', 'triton': 'triton',
+    'nuscenes-devkit': 'nuscenes-devkit', 'timm': 'timm', 'safetensors': 'safetensors',
+    'onnxruntime': 'onnxruntime onnxruntime-*', 'triton': 'triton',
     'opencv': 'opencv-python opencv-python-headless opencv-contrib-python*', 'setuptools': 'setuptools',
 }  # fmt: skip
 # in the order in which they build on each other; names with a leading dot are rooms of this package

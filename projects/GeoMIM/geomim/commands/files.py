@@ -30,7 +30,7 @@ from ..method.grid import BEVGrid
 from ..method.lift_splat import ViewTransformConfig
 
 SOURCES = (*LAYOUTS, 'mmdet3d')
-TARGETS = tuple(name for name in SOURCES if name != 'mixmae')
+TARGETS = (*(name for name in SOURCES if name != 'mixmae'), 'backbone')
 
 
 def add_inspect_arguments(parser: argparse.ArgumentParser) -> None:
@@ -98,10 +98,14 @@ def add_convert_arguments(parser: argparse.ArgumentParser) -> None:
         dest='target',
         required=True,
         choices=TARGETS,
-        help='layout of the output; mmdet3d and, from there, bevdet take whole detectors, else they take encoders',
+        help='layout of the output; mmdet3d and, from there, bevdet take whole detectors, else they take encoders; backbone is an '
+        "encoder that is no Swin under its class's own names",
     )
     parser.add_argument(
         '--window', type=int, nargs='+', metavar='W', help='resize the position bias tables, one window per stage'
+    )
+    parser.add_argument(
+        '--prefix', default='', help="before the names of a backbone, for classes that look for them under 'backbone.'"
     )
     parser.add_argument('--force', action='store_true', help='overwrite the output')
     view = parser.add_argument_group(
@@ -196,9 +200,16 @@ def _pretrained(
             f'{arguments.input} ({layout} layout) holds no whole pretraining model, which the reference layout is for; '
             'an encoder alone converts to bevdet or mmdet'
         )
+    foreign = any(name.startswith('encoder.backbone.') for name in ours)
+    if arguments.target == 'reference' and foreign:
+        raise ValueError(f'{arguments.input}: its encoder is no Swin, which alone the reference layout has')
+    if arguments.prefix and arguments.target != 'backbone':
+        raise ValueError(f'--prefix goes with --to backbone, not with --to {arguments.target}')
     resized = 0
     if arguments.window:
         ours, resized = resize_windows(ours, arguments.window, 'encoder.')
     converted = from_geomim(ours, arguments.target, _view_config(arguments, ours))
-    kept = sum(arguments.target in ('geomim', 'reference') or name.startswith('encoder.') for name in ours)
+    converted = {arguments.prefix + name: value for name, value in converted.items()}
+    inside = 'encoder.backbone.' if foreign else 'encoder.'
+    kept = sum(arguments.target in ('geomim', 'reference') or name.startswith(inside) for name in ours)
     return converted, resized, kept

@@ -10,7 +10,9 @@ Shape legend: M images, K copies, H x W pixels, h' x w' mask cells, h x w positi
 
 from __future__ import annotations
 
+import inspect
 import math
+import warnings
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
@@ -69,6 +71,10 @@ class BackboneSpec(EncoderSpec):
     make: Callable[[], nn.Module]
     name: str = 'backbone'
 
+    def __deepcopy__(self, _: Any) -> BackboneSpec:
+        """Itself: it never changes, and ``make`` may hold a host's whole registry."""
+        return self
+
     def build(self, activation_checkpointing: bool = False) -> MaskedEncoder:
         """By an attention mask where the backbone is a plain vision transformer of timm, else in K passes.
 
@@ -76,7 +82,8 @@ class BackboneSpec(EncoderSpec):
             ValueError: no map of stride 16, or a network that mixes copies or images.
         """
         backbone = self.make()
-        if plain_vit(backbone) is not None:
+        vit = plain_vit(backbone)
+        if vit is not None and _takes_masks(vit):
             encoder: MaskedEncoder = MaskedTokens(backbone, self.name, activation_checkpointing)
         else:
             encoder = MaskedPasses(backbone, self.name)
@@ -127,46 +134,71 @@ def _probe_images(module: nn.Module, images: int) -> Tensor:
 
 
 class _Evaluated:
-    """Evaluation mode without gradients; every module's mode is restored."""
+    """Evaluation mode, with gradients or without; every module's mode is restored."""
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, module: nn.Module, gradients: bool = False) -> None:
         self.modes = [(part, part.training) for part in module.modules()]
-        self.no_grad = torch.no_grad()
+        self.grad_mode = torch.enable_grad() if gradients else torch.no_grad()
         module.eval()
 
     def __enter__(self) -> None:
-        self.no_grad.__enter__()
+        self.grad_mode.__enter__()
 
     def __exit__(self, *reason: Any) -> None:
-        self.no_grad.__exit__(*reason)
+        self.grad_mode.__exit__(*reason)
         for part, training in self.modes:
             part.training = training
 
 
 class _OfBackbone(MaskedEncoder):
-    """An encoder around a backbone; ``backbone`` keeps its own parameter names."""
+    """An encoder around a backbone; ``backbone`` keeps its own parameter names.
+
+    Parameters on which the maps do not depend (a stage behind them, a classifier) stop learning, and a warning names them:
+    distributed training would wait for their gradients.
+    """
 
     def __init__(self, backbone: nn.Module, name: str) -> None:
         super().__init__()
         self.backbone, self.name = backbone, name
-        with _Evaluated(backbone):
-            shapes = self._trial(_probe_images(backbone, 1), name)
-        strides = _fused_maps(shapes, PROBE_SIZE, name)
-        self.strides = tuple(sorted(strides))
-        self._indices = tuple(strides[stride] for stride in self.strides)
-        self.channels = tuple(shapes[index][1] for index in self._indices)
+        with _Evaluated(backbone, gradients=True):
+            maps = self._trial(_probe_images(backbone, 1).requires_grad_())
+            strides = _fused_maps([map_.shape for map_ in maps], PROBE_SIZE, name)
+            self.strides = tuple(sorted(strides))
+            self._indices = tuple(strides[stride] for stride in self.strides)
+            self._freeze_unreached([maps[index] for index in self._indices])
+        self.channels = tuple(maps[index].shape[1] for index in self._indices)
         self.num_heads = heads_of(self.channels[0])
 
-    def _trial(self, images: Tensor, name: str) -> List[torch.Size]:
-        """Shapes of the backbone's maps."""
+    def _trial(self, images: Tensor) -> List[Tensor]:
+        """The backbone's maps."""
         try:
-            maps = maps_of(self.backbone(images))
+            return maps_of(self.backbone(images.clone()))  # it may write into them
         except Exception as error:
             raise ValueError(
-                f'student.encoder {name}: the backbone fails on an image of {PROBE_SIZE[0]} x {PROBE_SIZE[1]} pixels, a '
+                f'student.encoder {self.name}: the backbone fails on an image of {PROBE_SIZE[0]} x {PROBE_SIZE[1]} pixels, a '
                 f'multiple of the {MASK_CELL}-pixel mask cell. {type(error).__name__}: {error}'
             ) from error
-        return [map_.shape for map_ in maps]
+
+    def _freeze_unreached(self, maps: Sequence[Tensor]) -> None:
+        learning = {key: value for key, value in self.backbone.named_parameters() if value.requires_grad}
+        before = {key: value.grad for key, value in learning.items()}
+        for value in learning.values():
+            value.grad = None
+        torch.stack(
+            [map_.sum() for map_ in maps]
+        ).sum().backward()  # autograd.grad cannot recompute in each of torch's ways
+        unreached = [key for key, value in learning.items() if value.grad is None]
+        for key, value in learning.items():
+            value.grad = before[key]
+        for key in unreached:
+            learning[key].requires_grad_(False)
+        if unreached:
+            strides = ' and '.join(map(str, self.strides))
+            warnings.warn(
+                f'student.encoder {self.name}: {len(unreached)} parameters do not reach the maps of stride {strides} and are not '
+                f'trained: {", ".join(unreached[:4])}{", ..." if len(unreached) > 4 else ""}',
+                stacklevel=4,
+            )
 
     def whole(self, images: Tensor) -> Tuple[Tensor, ...]:
         """The maps of images (M, 3, H, W) without masks."""
@@ -179,7 +211,8 @@ class MaskedPasses(_OfBackbone):
 
     ResNet, RegNet, VoVNet, ConvNeXt and whatever else gives maps of stride 16, or of 16 and 32. The K copies go through
     side by side, as one batch of K * M images. Setting hidden cells to zero again is SparK's way (arXiv 2301.03580) to keep
-    visible features from being blurred by what a convolution makes of hidden ones.
+    visible features from being blurred by what a convolution makes of hidden ones. Stages that give tokens or several maps
+    pass them on as they are.
 
     Args:
         backbone: images (M, 3, H, W) -> one map (M, C, h, w) or several.
@@ -192,77 +225,111 @@ class MaskedPasses(_OfBackbone):
     def __init__(self, backbone: nn.Module, name: str = 'backbone') -> None:
         super().__init__(backbone, name)
         self.mask_colour = nn.Parameter(torch.zeros(1, 3, 1, 1))
-        self._masks: Optional[Tensor] = None
-        self._passing = False
-        self._kept: Dict[Tuple[int, int], Tensor] = {}
-        for stage in self._stages:
-            stage.register_forward_hook(self._hide_again)
+        self._hooks: List[Any] = []  # on the stages, during a pass and its backward alone
 
-    def _trial(self, images: Tensor, name: str) -> List[torch.Size]:
-        """Shapes of the maps; notes which modules are stages on the way."""
-        sizes: Dict[nn.Module, Tuple[int, int]] = {}
+    def _trial(self, images: Tensor) -> List[Tensor]:
+        """The maps; notes which modules are stages on the way."""
+        found: Dict[nn.Module, Tuple[int, torch.Size]] = {}
 
         def note(module: nn.Module, _: Any, output: Any) -> None:
-            if isinstance(output, Tensor) and output.dim() == 4:
-                sizes[module] = (output.shape[2], output.shape[3])
+            axis = _map_axis(output)
+            if axis:
+                found[module] = axis, output.shape[axis : axis + 2]
 
         tops = [(top, list(top.children())) for top in _unwrapped(self.backbone).children()]
         ends = {_last_called(module) for top, parts in tops for module in (top, *parts)}
         handles = [end.register_forward_hook(note) for end in ends]
         try:
-            shapes = super()._trial(images, name)
+            maps = super()._trial(images)
         finally:
             for handle in handles:
                 handle.remove()
-        self._stages: List[nn.Module] = []
+        stages: List[nn.Module] = []
         for top, parts in tops:
-            found = [end for end in map(_last_called, parts) if end in sizes]
+            inner = [end for end in map(_last_called, parts) if end in found]
             # a container of stages is looked into, one of blocks of a single resolution is a stage
             contains_stages = isinstance(top, (nn.ModuleList, nn.ModuleDict, nn.Sequential))
-            if contains_stages and (_last_called(top) not in sizes or len({sizes[end] for end in found}) > 1):
-                self._stages += found
-            elif _last_called(top) in sizes:
-                self._stages.append(_last_called(top))
-        return shapes
+            if contains_stages and (_last_called(top) not in found or len({found[end][1] for end in inner}) > 1):
+                stages += inner
+            elif _last_called(top) in found:
+                stages.append(_last_called(top))
+        names = {module: name for name, module in self.backbone.named_modules()}
+        # by name, since hosts replace modules (batch norms by those of several processes)
+        self._stages = {names[stage]: found[stage][0] for stage in stages}
+        return maps
 
-    def _hide_again(self, _: nn.Module, __: Any, output: Any) -> Any:
-        """A stage's output (K * M, C, h, w), hidden cells set to zero."""
-        hides = self._masks is not None and (self._passing or _in_backward())  # which may recompute the stage
-        if not hides or not isinstance(output, Tensor) or output.dim() != 4:
-            return output
-        return self._of_copies(output).mul(self._keep(output)).flatten(0, 1)
+    def _hide(self, masks: Optional[Tensor], *_: Any) -> None:
+        """From now on hidden cells are zero behind every stage; with None no longer."""
+        while self._hooks:
+            self._hooks.pop().remove()
+        if masks is not None:
+            hidden = _Hidden(masks)
+            for name, axis in self._stages.items():
+                hook = partial(_hide_again, hidden, axis)
+                self._hooks.append(self.backbone.get_submodule(name).register_forward_hook(hook))
 
-    def _of_copies(self, stacked: Tensor) -> Tensor:
-        """(K * M, C, h, w) -> (K, M, C, h, w)."""
-        assert self._masks is not None
-        return stacked.view(self._masks.shape[0], -1, *stacked.shape[1:])
-
-    def _keep(self, map_: Tensor) -> Tensor:
-        """(K, 1, 1, h, w), 1 where a copy keeps a position of the map."""
-        assert self._masks is not None
-        size = (map_.shape[-2], map_.shape[-1])
-        if size not in self._kept:
-            self._kept[size] = (resize_masks(self._masks, size) < 0.5)[:, None, None]
-        return self._kept[size].to(map_.dtype)
+    def _hide_in_backward(self, masks: Optional[Tensor], _: Tensor) -> None:
+        """The same for stages that the backward, which comes to a pass here, recomputes."""
+        self._hide(masks)
+        torch.autograd.Variable._execution_engine.queue_callback(partial(self._hide, None))
 
     def forward(self, images: Tensor, masks: Optional[Tensor] = None) -> Tuple[Tensor, ...]:
         """See :meth:`MaskedEncoder.forward`."""
-        if masks is None:
-            return self.whole(images)
-        self._masks, self._kept, self._passing = masks, {}, True
+        self._hide(masks)
         try:
-            hidden = self._keep(images) < 0.5
-            copies = torch.where(hidden, self.mask_colour.to(images.dtype), images)
-            maps = self.whole(copies.flatten(0, 1))
-            # every position from the copy that keeps it; the others are zero there
-            return tuple((self._of_copies(map_) * self._keep(map_)).sum(0) for map_ in maps)
+            maps = self.whole(images) if masks is None else self._composed(images, _Hidden(masks))
         finally:
-            self._passing = False  # the masks stay for the backward
+            self._hide(None)
+        for map_ in maps:
+            if map_.requires_grad:
+                map_.register_hook(partial(self._hide_in_backward, masks))
+        return maps
+
+    def _composed(self, images: Tensor, hidden: _Hidden) -> Tuple[Tensor, ...]:
+        """Every position from the copy that keeps it; the others are zero there."""
+        copies = torch.where(hidden.at(images.shape[-2:]), self.mask_colour.to(images.dtype), images)
+        return tuple(hidden.blank(map_, 2).sum(0) for map_ in self.whole(copies.flatten(0, 1)))
 
 
-def _in_backward() -> bool:
-    """Whether the autograd engine runs now (torch >= 2.0 tells)."""
-    return getattr(torch._C, '_current_graph_task_id', lambda: -1)() != -1
+class _Hidden:
+    """Where each of K copies hides cells, on maps of any size.
+
+    Args:
+        masks: (K, h', w').
+    """
+
+    def __init__(self, masks: Tensor) -> None:
+        self.masks = masks
+        self._at: Dict[Tuple[int, int], Tensor] = {}
+
+    def at(self, size: Sequence[int]) -> Tensor:
+        """(K, 1, 1, h, w) bool."""
+        key = (size[0], size[1])
+        if key not in self._at:
+            self._at[key] = resize_masks(self.masks, key)[:, None, None] > 0.5
+        return self._at[key]
+
+    def blank(self, stacked: Tensor, axis: int) -> Tensor:
+        """Maps (K * M, ...) whose sides begin at ``axis`` -> (K, M, ...), zero at hidden cells."""
+        hidden = self.at(stacked.shape[axis : axis + 2])
+        if axis == 1:
+            hidden = hidden.movedim(2, -1)
+        return stacked.view(len(self.masks), -1, *stacked.shape[1:]).masked_fill(hidden, 0.0)
+
+
+def _hide_again(hidden: _Hidden, axis: int, _: nn.Module, __: Any, output: Any) -> Any:
+    """For ``register_forward_hook``: a stage's output (K * M, ...) with hidden cells set to zero."""
+    return hidden.blank(output, axis).flatten(0, 1)
+
+
+def _map_axis(output: Any) -> int:
+    """The axis at which the sides of a map of the probe begin: 2, 1 where channels are last, 0 for whatever is no map."""
+    if not isinstance(output, Tensor) or output.dim() != 4:
+        return 0
+    sizes = [
+        (PROBE_SIZE[0] >> halved, PROBE_SIZE[1] >> halved) for halved in range(6)
+    ]  # strides 1 to that of a mask cell
+    return next((axis for axis in (2, 1) if tuple(output.shape[axis : axis + 2]) in sizes), 0)
 
 
 def _last_called(stage: nn.Module) -> nn.Module:
@@ -277,10 +344,25 @@ def _unwrapped(backbone: nn.Module) -> nn.Module:
 
 
 def plain_vit(backbone: nn.Module) -> Optional[nn.Module]:
-    """The plain vision transformer of timm in a backbone (``VisionTransformer``, ``Eva``), or None."""
+    """The plain vision transformer of timm in a backbone (``VisionTransformer``, ``Eva``), or None.
+
+    One that embeds patches by a network of its own is not plain.
+    """
     parts = ('patch_embed', 'blocks', 'norm', '_pos_embed', 'num_prefix_tokens')
-    candidates = (backbone, getattr(backbone, 'model', None))
-    return next((vit for vit in candidates if vit is not None and all(hasattr(vit, part) for part in parts)), None)
+    candidates = [vit for vit in (backbone, getattr(backbone, 'model', None)) if vit is not None]
+    plain = (vit for vit in candidates if all(hasattr(vit, part) for part in parts))
+    return next((vit for vit in plain if not hasattr(vit.patch_embed, 'backbone')), None)
+
+
+def last_norm(vit: Any) -> nn.Module:
+    """A transformer's norm of its last tokens: before pooling, or of those that timm pools first the one behind it."""
+    behind = getattr(vit, 'fc_norm', None)
+    return behind if isinstance(vit.norm, nn.Identity) and isinstance(behind, nn.Module) else vit.norm
+
+
+def _takes_masks(vit: Any) -> bool:
+    """Whether the blocks take an attention mask, as those of timm do from 1.0.16 on."""
+    return 'attn_mask' in inspect.signature(vit.blocks[0].forward).parameters
 
 
 class MaskedTokens(_OfBackbone):
@@ -310,7 +392,7 @@ class MaskedTokens(_OfBackbone):
         if dropped is not None and not isinstance(dropped, nn.Identity):
             raise ValueError(f'student.encoder {name}: patch_drop_rate must be 0, for the masks already hide patches')
         super().__init__(backbone, name)
-        self.activation_checkpointing = activation_checkpointing
+        self.activation_checkpointing = activation_checkpointing or bool(getattr(vit, 'grad_checkpointing', False))
 
     def forward(self, images: Tensor, masks: Optional[Tensor] = None) -> Tuple[Tensor, ...]:
         """See :meth:`MaskedEncoder.forward`."""
@@ -329,6 +411,8 @@ class MaskedTokens(_OfBackbone):
         groups = torch.cat([torch.arange(copies, device=masks.device).repeat_interleave(prefix), patches])
         allowed = (groups[:, None] == groups[None]) & (groups >= 0)[:, None]
         allowed = allowed | torch.eye(len(groups), dtype=torch.bool, device=masks.device)
+        if not getattr(vit.blocks[0].attn, 'fused_attn', True):  # timm before 1.0.25 adds whatever it gets there
+            allowed = torch.zeros_like(allowed, dtype=tokens.dtype).masked_fill(~allowed, -math.inf)
         if rope is not None and copies * prefix > prefix:
             rope = _rope_with_unrotated(rope, (copies - 1) * prefix)
         for index, block in enumerate(vit.blocks):
@@ -336,7 +420,7 @@ class MaskedTokens(_OfBackbone):
             if rope is not None:
                 options['rope'] = rope[index] if getattr(vit, 'rope_mixed', False) else rope
             tokens = run_checkpointed(self.activation_checkpointing, partial(block, **options), tokens)
-        tokens = vit.norm(tokens)[:, copies * prefix :]
+        tokens = last_norm(vit)(tokens)[:, copies * prefix :]
         return (tokens.transpose(1, 2).reshape(len(images), -1, *grid),)
 
 
