@@ -95,8 +95,9 @@ def picture_subject(path: Path) -> Tuple[str, int]:
 
 
 def key_of(rows: Iterable[Mapping[str, float]], name: str) -> Optional[str]:
-    """The key of a metric, whatever prefix it was logged under."""
-    return next((key for row in rows for key in row if key.rpartition('/')[2] == name), None)
+    """The key of a metric, whatever prefix it was logged under; scores at shorter ranges, with one part more, come last."""
+    keys = [key for row in rows for key in row if key.rpartition('/')[2] == name]
+    return min(keys, key=lambda key: key.count('/'), default=None)
 
 
 def metric(metrics: Mapping[str, float], name: str) -> Optional[float]:

@@ -133,3 +133,10 @@ def test_a_failed_command_is_named_without_its_launcher(runs: ModuleType, tmp_pa
         runs.run('a step', command, tmp_path / 'step.log')
     assert (error.value.cmd, error.value.returncode) == (command, 3)
     assert (tmp_path / 'step.log').read_text() == 'said\n'
+
+
+def test_official_scores_come_before_those_at_shorter_ranges(runs: ModuleType, tmp_path: Path) -> None:
+    place = 'NuScenes metric/pred_instances_3d_NuScenes'
+    log(tmp_path, step=4, **{f'{place}/within_20m/mAP': 0.5, f'{place}/mAP': 0.25})
+    folders = sys.modules['run_folders']
+    assert folders.metric(folders.last_scores(tmp_path), 'mAP') == 0.25

@@ -58,7 +58,7 @@ val_dataloader = dict(
 )
 test_dataloader = val_dataloader
 val_evaluator = dict(
-    type='NuScenesMetric',
+    type='GeoMIMNuScenesMetric',
     data_root=_base_.data_root,
     ann_file=_base_.data_root + 'nuscenes_infos_val.pkl',
     metric='bbox',

@@ -33,8 +33,8 @@ def predicted(data: Any) -> List[Dict[str, Any]]:
     return samples
 
 
-def present(data: Any) -> set:
-    """Classes with a box in the devkit's range for them."""
+def present(data: Any, within: float = 50) -> set:
+    """Classes with a box in the devkit's range for them, and within that many metres."""
     ranges = dict(zip(('car', 'truck', 'bus', 'trailer', 'construction_vehicle'), [50] * 5))
     ranges.update(pedestrian=40, motorcycle=40, bicycle=40, traffic_cone=30, barrier=30)
     found = set()
@@ -44,12 +44,12 @@ def present(data: Any) -> set:
         boxes = info['ann_info']['gt_bboxes_3d'].gravity_center @ lidar2ego[:3, :3].T + lidar2ego[:3, 3]
         for label, box in zip(info['ann_info']['gt_labels_3d'], boxes):
             name = data.metainfo['classes'][label]
-            found |= {name} if box[:2].norm() < ranges[name] else set()
+            found |= {name} if box[:2].norm() < min(ranges[name], within) else set()
     return found
 
 
-def scores(kind: Any, data: Any, world: Path, samples: List[Dict[str, Any]]) -> Dict[str, float]:
-    metric = kind(str(world), str(world / 'bevdet_infos_val.pkl'))
+def scores(kind: Any, data: Any, world: Path, samples: List[Dict[str, Any]], **options: Any) -> Dict[str, float]:
+    metric = kind(str(world), str(world / 'bevdet_infos_val.pkl'), **options)
     metric.dataset_meta = data.metainfo
     metric.process({}, samples)
     return metric.evaluate(len(samples))
@@ -69,6 +69,17 @@ def test_ground_truth_scores_all_that_there_is(
             error = found[f'{PREFIX}/{name}_{kind}_err']
             assert name not in there or np.isnan(error) or error < 0.01, (name, kind)
     assert found[f'{PREFIX}/mAP'] == pytest.approx(len(there) / 10, abs=1e-3)
+
+
+def test_ground_truth_scores_what_there_is_within_shorter_ranges(
+    make_dataset: Build, bevdet_pipeline: Build, bevdet_world: Path
+) -> None:
+    data = make_dataset('val', pipeline=bevdet_pipeline(training=False, depth=False))
+    kind = METRICS.get('EgoNuScenesMetric')
+    found = scores(kind, data, bevdet_world, predicted(data), within=(12, 50))
+    assert 0 < len(present(data, 12)) < len(present(data))
+    for within, place in ((12, 'within_12m/'), (50, 'within_50m/'), (50, '')):
+        assert found[f'{PREFIX}/{place}mAP'] == pytest.approx(len(present(data, within)) / 10, abs=1e-3)
 
 
 def test_the_frame_matters(make_dataset: Build, bevdet_pipeline: Build, bevdet_world: Path) -> None:

@@ -23,6 +23,7 @@ from .datasets import GeoMIMCBGSDataset
 from .lidar_encoder import BEVFusionLSparseEncoder
 from .loading import CheckPointCloud, LoadCameraRig, LoadSurroundImages, LoadSurroundPoints, LoadSurroundSweeps
 from .nuscenes_dataset import PlainNuScenesDataset
+from .nuscenes_metric import GeoMIMNuScenesMetric
 from .sparse import SparseOnCPUHook
 from .teacher import GeoMIMLidarTeacher, GivenBEVTeacher, LidarTeacher, TeacherRecord
 from .transforms import BEVFlip, PackGeoMIMInputs, PointsToDepthMap, SurroundImageAug
@@ -37,6 +38,7 @@ __all__ = [
     'GeoMIMDataPreprocessor',
     'GeoMIMEncoderExportHook',
     'GeoMIMLidarTeacher',
+    'GeoMIMNuScenesMetric',
     'GeoMIMPretrainer',
     'GeoMIMSeedHook',
     'GeoMIMSwin',

@@ -5,12 +5,9 @@ from __future__ import annotations
 from typing import Any, Dict, List, Optional, Sequence
 
 import numpy as np
-from mmdet3d.evaluation.metrics import NuScenesMetric
-from mmengine.fileio import get, load
-from mmengine.logging import print_log
 from mmengine.registry import METRICS
 
-from ...checkpoints.info_files import read_infos
+from ...mmdet3d.nuscenes_metric import GeoMIMNuScenesMetric
 from ...mmengine.rig import sample_name
 from ...nuscenes.infos import TEST
 from ..poses import lidar_frame
@@ -21,12 +18,11 @@ CAMERAS_ONLY = dict(use_camera=True, use_lidar=False, use_radar=False, use_map=F
 
 
 @METRICS.register_module()
-class EgoNuScenesMetric(NuScenesMetric):
-    """mmdet3d's ``NuScenesMetric`` (same arguments) for predictions in the frame of ``BoxesToKeyEgo``.
+class EgoNuScenesMetric(GeoMIMNuScenesMetric):
+    """``GeoMIMNuScenesMetric`` (same arguments) for predictions in the frame of ``BoxesToKeyEgo``.
 
     Samples carry ``lidar2key_ego`` in their meta information; boxes go back into the LiDAR frame by its inverse. They also
-    carry their ``token``, by which they find their poses: the dataset has its own order, not the info file's. Where no
-    sample has a box in range, as early in training, the scores are 0 with a warning; the devkit raises an obscure error.
+    carry their ``token``, by which they find their poses: the dataset has its own order, not the info file's.
     ``modality``, which a submission's file repeats, is cameras only unless it is given.
     """
 
@@ -47,16 +43,6 @@ class EgoNuScenesMetric(NuScenesMetric):
         super().process(data_batch, [self._in_lidar_frame(sample) for sample in data_samples])
         for result, sample in zip(self.results[-len(data_samples) :], data_samples):
             result['token'] = sample['token']
-
-    def compute_metrics(self, results: List[Dict[str, Any]]) -> Dict[str, float]:
-        """mmdet3d's scores, or none with ``format_only``.
-
-        Raises:
-            ValueError: an info file that ``read_infos`` refuses; mmdet3d would execute what it holds.
-        """
-        read_infos(self.ann_file, get(self.ann_file, backend_args=self.backend_args))
-        scores: Dict[str, float] = super().compute_metrics(results)
-        return scores
 
     def format_results(
         self, results: List[Dict[str, Any]], classes: Optional[List[str]] = None, jsonfile_prefix: Optional[str] = None
@@ -85,11 +71,3 @@ class EgoNuScenesMetric(NuScenesMetric):
         found = sample['pred_instances_3d']
         boxes = transform_boxes(found['bboxes_3d'], np.linalg.inv(np.asarray(sample['lidar2key_ego'])))
         return dict(sample, pred_instances_3d={**dict(found.items()), 'bboxes_3d': boxes})
-
-    def _evaluate_single(self, result_path: str, *args: Any, **kwargs: Any) -> Dict[str, float]:
-        if any(load(result_path)['results'].values()):
-            scores: Dict[str, float] = super()._evaluate_single(result_path, *args, **kwargs)
-            return scores
-        print_log('no sample has a box within its class range: mAP and NDS are 0', 'current', level=30)
-        prefix = 'pred_instances_3d_NuScenes'
-        return {f'{prefix}/mAP': 0.0, f'{prefix}/NDS': 0.0}
