@@ -173,7 +173,7 @@ def test_a_class_stands_for_its_name() -> None:
         (
             dict(type='mmpretrain.ConvNeXt', arch='tiny'),
             ImportError,
-            r"'mmpretrain.ConvNeXt' is of mmpretrain, which is not",
+            r"'mmpretrain.ConvNeXt' is of mmpretrain, which cannot be imported here: No module",
         ),
         (dict(type='mmdet.ResNett'), ValueError, r"student.encoder: the host builds no type='mmdet.ResNett'.*registry"),
         (

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from importlib.util import find_spec
+from importlib import import_module
 from typing import Any, Callable, Dict, Mapping, Optional
 
 import torch
@@ -30,7 +30,7 @@ def student_config(
 
     Raises:
         ValueError: see there; a name that timm or the host does not know.
-        ImportError: no timm, or another package that a ``type`` names is not installed.
+        ImportError: no timm, or another package that a ``type`` names cannot be imported.
     """
     encoder = dict(student.get('encoder', {}))
     named = encoder.get('type')
@@ -51,9 +51,13 @@ def _build(build_backbone: Callable[[Dict[str, Any]], nn.Module], encoder: Dict[
     try:
         return build_backbone(encoder)
     except KeyError as error:  # so do the hosts' registries
-        package, _, name = kind.rpartition('.')
-        if package and find_spec(package) is None:
-            raise ImportError(f'student.encoder: type={kind!r} is of {package}, which is not installed here') from error
+        package = kind.rpartition('.')[0]
+        if package:
+            try:
+                import_module(f'{package}.models')
+            except ImportError as reason:
+                what = f'type={kind!r} is of {package}, which cannot be imported here: {reason}'
+                raise ImportError(f'student.encoder: {what}') from error
         raise ValueError(f'student.encoder: the host builds no type={kind!r}: {error.args[0]}') from error
 
 
