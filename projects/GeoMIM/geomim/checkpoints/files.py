@@ -103,7 +103,9 @@ def loading_safely(load: Callable[..., Any], further: Mapping[str, Any], tell: C
             except KeyError as error:
                 if not is_address(filename):
                     raise
-                raise ValueError(f'{filename}: the host knows no weights called {error}; give the path of a local file') from error
+                raise ValueError(
+                    f'{filename}: the host knows no weights called {error}; give the path of a local file'
+                ) from error
         if unknown:
             tell(f'{filename}: carried objects left unbuilt: {", ".join(unknown)}')
         found = _search(checkpoint, ()) if isinstance(checkpoint, dict) else None
