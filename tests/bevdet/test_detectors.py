@@ -95,6 +95,26 @@ def make_inputs(make_rig: Any) -> Any:
     return make
 
 
+MMDET_FPN = dict(type='mmdet.FPN', in_channels=[16, 32], out_channels=8, num_outs=2)
+
+
+@pytest.mark.parametrize(
+    'part, config',
+    [
+        ('img_neck', dict(in_channels=[16, 64])),
+        ('img_neck', dict(MMDET_FPN, in_channels=[16, 64])),
+        ('img_neck', dict(MMDET_FPN, in_channels=[16, 32, 64], num_outs=3)),  # of 2 maps
+        ('img_bev_encoder_backbone', dict(numC_input=5)),
+        ('img_bev_encoder_neck', dict(in_channels=23)),
+    ],
+)
+def test_a_part_that_is_fed_with_other_maps_is_named(part: str, config: Dict[str, Any], make_inputs: Any) -> None:
+    base = {} if 'type' in config else small('BEVDet')[part]
+    model = build('BEVDet', **{part: {**base, **config}})
+    with pytest.raises(ValueError, match=rf'model.{part} is fed with .* than its config says.*in_channels'):
+        model.extract_feat(make_inputs(model.num_frames))
+
+
 def make_samples(batch: int) -> List[Det3DDataSample]:
     samples = []
     for index in range(batch):

@@ -203,7 +203,14 @@ def test_the_best_checkpoint_leaves_after_the_better_one_is_there(
     assert all(is_whole(path) for path in tmp_path.glob('*.pth'))
 
 
-@pytest.mark.parametrize('damage', ['missing', 'truncated', 'emptied', 'last_checkpoint emptied', 'folder moved'])
+UNREADABLE = {
+    'last_checkpoint emptied': b'',
+    'last_checkpoint zeroed': bytes(40),
+    'last_checkpoint overwritten': b'\xff' * 9,
+}
+
+
+@pytest.mark.parametrize('damage', ['missing', 'truncated', 'emptied', *UNREADABLE, 'folder moved'])
 def test_a_run_resumes_from_the_newest_whole_checkpoint_and_says_so(damage: str, tmp_path: Path, capfd: Any) -> None:
     run(tmp_path / 'run', end=4)
     last, expected = tmp_path / 'run' / 'iter_4.pth', 'iter_3.pth'
@@ -215,8 +222,8 @@ def test_a_run_resumes_from_the_newest_whole_checkpoint_and_says_so(damage: str,
         cut(last)
     elif damage == 'emptied':
         last.write_bytes(b'')
-    elif damage == 'last_checkpoint emptied':
-        (tmp_path / 'run' / 'last_checkpoint').write_text('')
+    elif damage in UNREADABLE:
+        (tmp_path / 'run' / 'last_checkpoint').write_bytes(UNREADABLE[damage])
         expected = 'iter_4.pth'
     else:
         (tmp_path / 'run').rename(tmp_path / 'moved')

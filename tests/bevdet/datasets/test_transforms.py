@@ -469,7 +469,9 @@ def test_a_lidar_whose_ego_pose_jumps_is_refused(sample: Dict[str, Any]) -> None
         run([dict(type='BoxesToKeyEgo')], dict(sample, cam_names=['CAM_FRONT']))
 
 
-@pytest.mark.parametrize('column, value', [(0, math.nan), (3, -1.0), (4, 0.0), (5, math.inf), (6, math.nan)])
+@pytest.mark.parametrize(
+    'column, value', [(0, math.nan), (3, -1.0), (4, 0.0), (5, math.inf), (6, math.nan), (8, -math.inf)]
+)
 def test_boxes_that_teach_nothing_are_told_once(sample: Dict[str, Any], column: int, value: float) -> None:
     """Unknown velocities are none of them."""
     sample['cam_names'] = ['CAM_FRONT']

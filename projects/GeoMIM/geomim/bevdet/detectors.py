@@ -50,14 +50,21 @@ class LiftedFrame(NamedTuple):
 
 @contextlib.contextmanager
 def naming_channels(part: str) -> Iterator[None]:
-    """Say which part of the configuration is fed with other channels than it was built for; torch names none."""
+    """Say which part of the configuration is fed with other channels, or another number of maps, than it was built for.
+
+    torch names no part, and the hosts' necks assert the number without a word.
+    """
     try:
         yield
-    except RuntimeError as error:
-        if 'channels' not in str(error):
+    except (RuntimeError, AssertionError) as error:
+        if 'channels' in str(error):
+            what = 'other channels'
+        elif isinstance(error, AssertionError) and not str(error):
+            what = 'another number of maps'
+        else:
             raise
         raise ValueError(
-            f'model.{part} is fed with other channels than its config says: {error}; its in_channels (numC_input of an '
+            f'model.{part} is fed with {what} than its config says: {error}; its in_channels (numC_input of an '
             'encoder) must be what the part before it puts out'
         ) from error
 

@@ -122,7 +122,7 @@ class CustomFPN(BaseModule):
     def forward(self, inputs: Sequence[Tensor]) -> Tensor:
         """Maps (B, C_i, h_i, w_i), the finest first -> (B, out_channels, h, w) of the first of ``out_ids``."""
         if len(inputs) != self.num_inputs:
-            raise ValueError(f'CustomFPN: {len(inputs)} maps, expected {self.num_inputs}')
+            raise ValueError(f'CustomFPN: {len(inputs)} maps, expected {self.num_inputs}, as many as in_channels')
         laterals = [conv(inputs[self.start_level + i]) for i, conv in enumerate(self.lateral_convs)]
         joined = laterals[-1]
         for lateral in reversed(laterals[self.output : -1]):

@@ -108,7 +108,7 @@ def find_latest_checkpoint(path: str) -> Optional[str]:
     Raises:
         ValueError: there is no whole one.
     """
-    named = named_checkpoint(path)
+    named = _named(path)
     if named is None or '://' in named or os.path.isdir(named) or is_whole(named):
         return named
     state = 'is not whole' if named and os.path.exists(named) else 'is missing'
@@ -122,6 +122,15 @@ def find_latest_checkpoint(path: str) -> Optional[str]:
         )
     print_log(f'{what}: resuming from {found}, the newest whole one', logger='current', level=logging.WARNING)
     return str(found)
+
+
+def _named(path: str) -> Optional[str]:
+    """What ``last_checkpoint`` names; nothing in one that a crash has filled with zeros or other bytes."""
+    try:
+        named = named_checkpoint(path)
+    except UnicodeDecodeError:
+        return ''
+    return '' if named and '\0' in named else named
 
 
 def _newest_first(folders: Any, name: str) -> List[Path]:

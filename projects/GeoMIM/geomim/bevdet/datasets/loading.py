@@ -125,8 +125,8 @@ class BoxesToKeyEgo(BaseTransform):
         return results
 
     def _check_boxes(self, boxes: torch.Tensor, where: str) -> None:
-        """Tell once of boxes (M, >= 7) that the head's targets leave out, wholly or in part; velocities may be unknown."""
-        bad = ~torch.isfinite(boxes[:, :7]).all(dim=1) | ~(boxes[:, 3:6] > 0).all(dim=1)
+        """Tell once of boxes (M, >= 7) that the head's targets leave out, wholly or in part; velocities of NaN are unknown."""
+        bad = ~boxes[:, :7].isfinite().all(dim=1) | ~(boxes[:, 3:6] > 0).all(dim=1) | boxes[:, 7:].isinf().any(dim=1)
         if bool(bad.any()):
             row = int(bad.int().argmax())
             self._warn(
