@@ -195,7 +195,7 @@ def test_what_is_left_out_changes_nothing_else(
     assert left == {name: digest for name, digest in everything.items() if name not in gone}
     assert len(NuScenes(less.version, str(root), verbose=False).sample) == 4  # the devkit misses nothing
     assert write_world(root, less) == root
-    with pytest.raises(ValueError, match=f'without .*"{parts[-1]}".* .now ..; name'):
+    with pytest.raises(ValueError, match=f'without .*"{parts[-1]}".* .now ...; name'):
         write_world(root, recipe)
 
 
