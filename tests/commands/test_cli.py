@@ -297,6 +297,7 @@ def test_help_of_synthesize_names_every_option(capsys: Any) -> None:
         '--seed',
         '--rig',
         '--camera-sweeps',
+        '--without',
         '--workers',
         '--no-infos',
     ):

@@ -3,6 +3,7 @@ fit together, and the data folder is touched only when all is done."""
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import hashlib
 import json
@@ -307,6 +308,30 @@ def test_the_real_converter_changes_nothing_else(linked: Path, small_world: Path
     assert digests(tables) == before
     assert not list(linked.glob('*.pkl'))
     assert not (tmp_path / 'out').exists() or not list((tmp_path / 'out').iterdir())
+
+
+def test_boxes_out_of_sight_are_spared_and_the_files_stay_the_same(
+    linked: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Against the converter left to itself; the devkit makes less than half as many boxes."""
+    import nuscenes.nuscenes as devkit
+
+    made, known = [0], devkit.NuScenes
+    get_box = devkit.NuScenes.get_box
+
+    def counted(tables: Any, token: str) -> Any:
+        made[-1] += 1
+        return get_box(tables, token)
+
+    monkeypatch.setattr(devkit.NuScenes, 'get_box', counted)
+    make_infos(linked, tmp_path / 'ours', force=True)
+    assert devkit.NuScenes is known
+    made.append(0)
+    monkeypatch.setattr(infos, '_boxes_in_sight_alone', contextlib.nullcontext)
+    make_infos(linked, tmp_path / 'theirs', force=True)
+    for name in info_names():
+        assert (tmp_path / 'ours' / name).read_bytes() == (tmp_path / 'theirs' / name).read_bytes()
+    assert 100 < made[-2] < made[-1] / 2
 
 
 def test_force_and_out(linked: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

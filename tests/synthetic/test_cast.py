@@ -52,7 +52,9 @@ def test_rays_enter_solids_where_the_plain_twin_says(plain: ModuleType, kind: in
         rays[:6] = [[1, 0, 0], [-1, 0, 0], [0, 1, 0], [0, -1, 0], [0, 0, 1], [0, 0, -1]]
         single = rays.T.astype(np.float32)
         inverse = np.float32(1) / np.where(np.abs(single) < 1e-7, np.float32(1e-7), single)
-        found = meet_solids(kind, centre[None], half[None], start, single, inverse)[0].astype(np.float64)
+        solid = (half[:, None].astype(np.float32), (start - centre)[:, None].astype(np.float32))
+        pairs = (np.zeros(400, dtype=int), np.arange(400))
+        found = meet_solids(kind, *solid, single, inverse, *pairs).astype(np.float64)
         exact = single.T.astype(np.float64)
         expected = plain.enter(kind, half, start - centre, exact)
         # what meets a slightly smaller solid must be met, what misses a slightly larger one must be missed
@@ -183,6 +185,34 @@ def test_windows_of_nothing_are_a_fault_that_the_comparison_finds(plain: ModuleT
             patch.setattr(kind, 'windows', cut)
             with pytest.raises(AssertionError):
                 same_hits(plain, scene, beams, 60.0)
+
+
+def test_a_box_that_reaches_behind_a_camera_is_sought_where_it_may_be() -> None:
+    """Of a long box to the left of a camera, from behind it to before it, in the columns of the left half alone."""
+    camera = build_rig(read_rig('nuscenes'), image_width=120, image_height=68).cameras[0]
+    beams = camera_beams(camera, np.eye(4))
+    corners = np.array([[x, y, z] for x in (-10, 20) for y in (3, 5) for z in (0, 3)], dtype=float)
+    right = corners * [1, -1, 1] + [0, 2 * beams.origin[1], 0]
+    behind = np.abs(corners) * [-1, 1, 1]
+    found = dict(beams.windows(np.stack([corners, right, behind])))
+    assert sorted(found) == [0, 1]
+    assert [columns.start for _, columns in found[0]] == [0]
+    assert 20 < found[0][0][1].stop < 60
+    assert [columns.stop for _, columns in found[1]] == [120]
+    assert found[1][0][1].start == pytest.approx(120 - found[0][0][1].stop, abs=5)
+
+
+def test_of_two_things_at_one_place_the_first_is_seen_however_many_are_cast_at_once(monkeypatch: Any) -> None:
+    scene = crowded_scene(0)
+    twice = replace(scene, bodies=(*scene.bodies, *scene.bodies))
+    beams = lidar_beams(build_rig(read_rig('nuscenes')).lidar, scene.ego2world(0.0))
+    once = cast(scene, freeze(scene, 1.0), beams, 60.0, count_alone=True)
+    for batch in (1, 5000, 1 << 30):
+        monkeypatch.setattr('geomim.synthetic.cast._BATCH', batch)
+        hits = cast(twice, freeze(twice, 1.0), beams, 60.0, count_alone=True)
+        np.testing.assert_array_equal(hits.t, once.t)
+        np.testing.assert_array_equal(hits.solid, once.solid)
+        np.testing.assert_array_equal(hits.alone, np.tile(once.alone, 2))
 
 
 def test_camera_rays_go_through_the_middles_of_pixels() -> None:

@@ -16,7 +16,7 @@ from geomim.synthetic.solids import (
     WHEEL,
     Solid,
     build_object,
-    group_by_kind,
+    stack_solids,
 )
 
 OBJECTS = [(name, False) for name in SIZES] + [('bicycle', True), ('motorcycle', True)]
@@ -81,12 +81,14 @@ def test_no_part_floats_beside_its_body() -> None:
         assert linked == set(range(len(solids))), name
 
 
-def test_groups_hold_every_solid_once() -> None:
+def test_stacked_solids_are_those_of_the_list() -> None:
     solids = build_object('motorcycle', SIZES['motorcycle'], (0.1, 0.1, 0.1), True)
-    groups = group_by_kind(solids)
-    assert sorted(np.concatenate([group.members for group in groups]).tolist()) == list(range(len(solids)))
-    for group in groups:
-        for member, centre, half in zip(group.members, group.centres, group.halves):
-            assert solids[member].kind == group.kind
-            assert solids[member].centre == tuple(centre)
-            assert solids[member].half == tuple(half)
+    stack = stack_solids(solids)
+    for number, solid in enumerate(solids):
+        assert (stack.kind[number], stack.look[number], stack.intensity[number]) == (
+            solid.kind,
+            solid.look,
+            solid.intensity,
+        )
+        assert (tuple(stack.centre[number]), tuple(stack.half[number])) == (solid.centre, solid.half)
+        np.testing.assert_array_equal(stack.colour[number], np.array(solid.colour, dtype=np.float32))

@@ -24,11 +24,11 @@ from ..helpers import run_quietly, runs_still, wait_until
 
 # Kills its process in the middle of one file: of the third keyframe's labels, or of a table.
 INTERRUPTED = """
-import json, os, signal, sys
+import os, signal, sys
 from geomim.synthetic import keyframe, world
 
 where, root, rig = sys.argv[1:]
-save, dump, count = keyframe.save_npz, json.dump, [0]
+save, write_json, count = keyframe.save_npz, world._write_json, [0]
 
 def save_npz(path, arrays):
     count[0] += 1
@@ -37,14 +37,13 @@ def save_npz(path, arrays):
         os.kill(os.getpid(), signal.SIGKILL)
     save(path, arrays)
 
-def write(content, file):
+def write(path, content):
     if where == 'tables' and isinstance(content, list) and content and 'calibrated_sensor_token' in content[0]:
-        file.write('[{"token": "ha')
-        file.flush()
+        path.write_text('[{"token": "ha')
         os.kill(os.getpid(), signal.SIGKILL)
-    dump(content, file)
+    write_json(path, content)
 
-keyframe.save_npz, json.dump = save_npz, write
+keyframe.save_npz, world._write_json = save_npz, write
 world.write_world(root, world.make_recipe(scenes='1+1', frames=2, image_size=(0, 0), seed=5, rig=rig))
 """
 
@@ -163,7 +162,7 @@ def test_another_seed_is_another_world(recipe: Recipe, made: Path, tmp_path: Pat
 
 
 def test_an_equal_recipe_finds_its_world_made(recipe: Recipe, made: Path, monkeypatch: Any) -> None:
-    monkeypatch.setattr(world, '_write_keyframes', lambda *_: pytest.fail('made again'))
+    monkeypatch.setattr(world, '_write_files', lambda *_: pytest.fail('made again'))
     before = tree(made)
     assert write_world(made, recipe, workers=2) == made
     assert tree(made) == before
@@ -176,6 +175,7 @@ def test_an_equal_recipe_finds_its_world_made(recipe: Recipe, made: Path, monkey
         (dict(frames=3), ['frames 2 (now 3)']),
         (dict(image_size=(16, 32)), ['image_size [0, 0] (now [16, 32])']),
         (dict(camera_sweeps=True), ['camera_sweeps false (now true)']),
+        (dict(without=('gts',)), ['without [] (now ["gts"])']),
         (dict(scenes=('scene-0001',), seed=1), ['scenes ["scene-0001", "scene-0003"] (now ["scene-0001"])', 'seed 5 (now 1)']),
         (dict(rig=read_rig('nuscenes')), ['rig {"cameras": {']),
     ],
@@ -198,6 +198,30 @@ def test_a_world_of_another_recipe_is_refused(
     for name in set(vars(recipe)) - set(change):
         assert f'{name} ' not in str(error.value).partition('arguments: ')[2].partition('; name')[0]
     assert tree(root.parent) == before
+
+
+@pytest.mark.parametrize('parts', [('gts',), ('lidarseg',), ('gts', 'lidarseg')])
+def test_what_is_left_out_changes_nothing_else(
+    recipe: Recipe, rig: Path, made: Path, tmp_path: Path, parts: Tuple[str, ...]
+) -> None:
+    from nuscenes.nuscenes import NuScenes
+
+    less = make_recipe(scenes='1+1', frames=2, image_size=(0, 0), seed=5, rig=rig, without=parts[::-1])
+    assert less == replace(recipe, without=parts)
+    root = write_world(tmp_path / 'world', less)
+    everything, left = tree(made), tree(root)
+    gone = {name for name in everything if name.split('/')[0] in parts or 'lidarseg' in parts and 'lidarseg' in name}
+    assert len(gone) > 4
+    assert everything.pop(MARKER) != left.pop(MARKER)
+    assert left == {name: digest for name, digest in everything.items() if name not in gone}
+    assert len(NuScenes(less.version, str(root), verbose=False).sample) == 4  # the devkit misses nothing
+    assert write_world(root, less) == root
+    with pytest.raises(ValueError, match=f'without .*"{parts[-1]}".* .now ...; name'):
+        write_world(root, recipe)
+
+
+def test_a_world_of_a_former_version_has_all_parts(made: Path) -> None:
+    assert 'without' not in json.loads((made / MARKER).read_text())
 
 
 @pytest.mark.parametrize('name', ['world', 'world.partial'])
@@ -298,6 +322,7 @@ def test_a_killed_process_leaves_no_lock(tmp_path: Path) -> None:
         (dict(image_size=(0, 100)), r'image_size: .* got \(0, 100\)'),
         (dict(seed=-1), 'seed must not be negative, got -1'),
         (dict(rig='no such rig'), "rig 'no such rig' is neither"),
+        (dict(without=['gts', 'maps']), 'without: gts and lidarseg can be left out, got maps'),
     ],
 )
 def test_a_recipe_that_cannot_be_is_refused(arguments: Dict[str, Any], message: str) -> None:

@@ -204,13 +204,15 @@ def _convert(version: str, cameras: Sequence[str]) -> None:
     if not set(NUSCENES_CAMERAS) <= set(cameras) or not lidars:
         _show_absent_sensors(cameras[0], bool(lidars))
     folder = Path('data/nuscenes', version)
-    with _all_scenes_are_the_test_split(folder) if version == TEST else contextlib.nullcontext():
+    all_scenes = _all_scenes_are_the_test_split(folder) if version == TEST else contextlib.nullcontext()
+    with all_scenes, _boxes_in_sight_alone():
         nuscenes_converter.create_nuscenes_infos('data/nuscenes', 'nuscenes', version=version, max_sweeps=10)
     files = _keyframe_files(folder)
     for name in info_names(version):
         path = f'data/nuscenes/{name}'
         try:
-            update_infos_to_v2.update_pkl_infos('nuscenes', out_dir='data/nuscenes', pkl_path=path)
+            with _boxes_in_sight_alone():
+                update_infos_to_v2.update_pkl_infos('nuscenes', out_dir='data/nuscenes', pkl_path=path)
         except UnboundLocalError as error:  # what the converter makes of a split without a keyframe
             found = ', '.join(row['name'] for row in read_table(folder / 'scene.json')[:3])
             raise ValueError(
@@ -237,6 +239,82 @@ def _all_scenes_are_the_test_split(folder: Path) -> Iterator[None]:
         yield
     finally:
         splits.test = named
+
+
+@contextlib.contextmanager
+def _boxes_in_sight_alone() -> Iterator[None]:
+    """Spare the converter, in this process, two thirds of its time: work of which nothing reaches the info files.
+
+    It has the devkit make the boxes of every camera and throws them away, and then projects every box of a sample into
+    every camera to find that most lie behind it or beside its image.
+    """
+    import nuscenes.nuscenes as devkit
+    from dataset_converters import nuscenes_converter, update_infos_to_v2
+
+    project = update_infos_to_v2.get_nuscenes_2d_boxes
+    modules = (devkit, nuscenes_converter, update_infos_to_v2)
+    known = [module.NuScenes for module in modules]
+
+    class WithoutCameraBoxes(update_infos_to_v2.NuScenes):
+        def get_sample_data(self, token: str, *args: Any, **kwargs: Any) -> Any:
+            mount = self.get('calibrated_sensor', self.get('sample_data', token)['calibrated_sensor_token'])
+            if self.get('sensor', mount['sensor_token'])['modality'] == 'camera':
+                kwargs['selected_anntokens'] = []
+            return super().get_sample_data(token, *args, **kwargs)
+
+    for module in modules:
+        module.NuScenes = WithoutCameraBoxes
+    update_infos_to_v2.get_nuscenes_2d_boxes = lambda tables, token, visibilities: project(
+        _InSight(tables, token), token, visibilities
+    )
+    try:
+        yield
+    finally:
+        update_infos_to_v2.get_nuscenes_2d_boxes = project
+        for module, before in zip(modules, known):
+            module.NuScenes = before
+
+
+class _InSight:
+    """The devkit's tables, whose samples have only the annotations that mmdet3d's converter may find in one image."""
+
+    CANVAS = (1600, 900)  # pixels, whatever the image's own size
+    SLACK = 1.0  # pixels, and thousandths of a metre of depth: what is as near to the border as that is left to the converter
+
+    def __init__(self, tables: Any, token: str) -> None:
+        self.tables = tables
+        data = tables.get('sample_data', token)
+        tokens = tables.get('sample', data['sample_token'])['anns']
+        rows = [tables.get('sample_annotation', annotation) for annotation in tokens]
+        mount = tables.get('calibrated_sensor', data['calibrated_sensor_token'])
+        sensor2global = pose_matrix(tables.get('ego_pose', data['ego_pose_token'])) @ pose_matrix(mount)
+        shown = self._may_be_seen(rows, np.linalg.inv(sensor2global), np.array(mount['camera_intrinsic']))
+        self.annotations = [annotation for annotation, seen in zip(tokens, shown) if seen]
+
+    def _may_be_seen(self, rows: Sequence[Mapping[str, Any]], global2sensor: np.ndarray, intrinsics: np.ndarray) -> Any:
+        """(n,) bool; of a box that reaches behind the camera, the converter projects the corners before it."""
+        if not rows:
+            return []
+        signs = np.array([[x, y, z] for x in (-0.5, 0.5) for y in (-0.5, 0.5) for z in (-0.5, 0.5)])
+        corners = signs * np.array([row['size'] for row in rows])[:, None, [1, 0, 2]]  # width, length, height
+        poses = np.array([pose_matrix(row) for row in rows])
+        corners = corners @ poses[:, :3, :3].transpose(0, 2, 1) + poses[:, None, :3, 3]
+        local = corners @ global2sensor[:3, :3].T + global2sensor[:3, 3]
+        depth = local[..., 2]
+        ahead = depth > self.SLACK / 1000
+        pixels = local @ intrinsics.T
+        pixels = pixels[..., :2] / np.where(ahead, depth, 1)[..., None]
+        lower = np.where(ahead[..., None], pixels, np.inf).min(axis=1)
+        upper = np.where(ahead[..., None], pixels, -np.inf).max(axis=1)
+        crosses = (upper >= -self.SLACK).all(axis=1) & (lower <= np.array(self.CANVAS) + self.SLACK).all(axis=1)
+        return crosses | (np.abs(depth) <= self.SLACK / 1000).any(axis=1)
+
+    def get(self, table: str, token: str) -> Any:
+        row = self.tables.get(table, token)
+        return dict(row, anns=self.annotations) if table == 'sample' else row
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.tables, name)
 
 
 def _show_absent_sensors(first: str, has_lidar: bool) -> None:
