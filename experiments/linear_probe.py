@@ -169,7 +169,7 @@ def probe(
     with torch.no_grad():
         seen = observe(frozen, train, numbers, 'labelled frames')
         cells = gather(seen, max(1, max_cells // len(numbers)), bins.count, len(classes), seed)
-        check_labels(cells, config.train_dataloader)
+        check_labels(cells, train.ann_file)
         held = held_out(scenes, seed)
         standard, maps, choices = fit_both(cells, [of_frames[number] in held for number in numbers], len(classes))
         val_numbers = spread(range(len(val)), max_frames)
@@ -191,14 +191,14 @@ def probe(
     }
 
 
-def check_labels(cells: Labelled, loader: Any) -> None:
+def check_labels(cells: Labelled, ann_file: str) -> None:
     """Raise ``ValueError`` where there is nothing to fit."""
     if not bool((cells.bins >= 0).any()):
-        raise ValueError('no cell of the labelled frames has a LiDAR point within the depth bins: look at the points')
-    if not bool(cells.class_counts[..., :-1].any()):
         raise ValueError(
-            f'no cell of the labelled frames shows an annotated object: look at the instances of {loader.dataset}'
+            'no cell of the labelled frames has a LiDAR point within the depth bins of student.view_transform'
         )
+    if not bool(cells.class_counts[..., :-1].any()):
+        raise ValueError(f'{ann_file}: no cell of the labelled frames shows an annotated object; label other scenes')
 
 
 def fit_both(

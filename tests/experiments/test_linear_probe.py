@@ -198,6 +198,16 @@ def test_bins_that_were_never_seen_are_the_most_frequent_one(probe: ModuleType) 
     assert probe.frequent_bins(counts).tolist() == [[[1, 0, 1, 1]]]
 
 
+def test_frames_without_labels_are_named(probe: ModuleType, frozen: ModuleType) -> None:
+    cells = probe.gather(iter(made_up(frozen, 2, 1, False)), 10, BINS, CLASSES, 0)
+    with pytest.raises(ValueError, match='has a LiDAR point within the depth bins'):
+        probe.check_labels(cells._replace(bins=torch.full_like(cells.bins, -1)), 'a.pkl')
+    nothing = cells.class_counts.clone()
+    nothing[..., :-1] = 0
+    with pytest.raises(ValueError, match=r'a\.pkl: no cell of the labelled frames shows an annotated object'):
+        probe.check_labels(cells._replace(class_counts=nothing), 'a.pkl')
+
+
 # ------------------------------------------------------------------------------------------------------------ settings
 
 
