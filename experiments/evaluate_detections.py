@@ -9,6 +9,7 @@ of its official range and the given one; all else is the devkit's. Such scores c
 from __future__ import annotations
 
 import argparse
+import json
 import tempfile
 from pathlib import Path
 from typing import Any, Dict, Mapping, Sequence
@@ -39,6 +40,8 @@ def evaluate(results: Path, data: Path, version: str, within: Sequence[float]) -
     with tempfile.TemporaryDirectory() as folder:
         try:
             summaries = evaluate_within(tables, str(results), within, config, folder)
+        except (json.JSONDecodeError, KeyError) as error:
+            raise ValueError(f"{results} is no results file in nuScenes' format: {error}") from error
         except AssertionError as error:
             raise ValueError(f'{results}: {error} It needs every sample of the validation split.') from error
     return {'official' if name == OFFICIAL else name: scores_of(summary) for name, summary in summaries.items()}

@@ -157,3 +157,7 @@ def test_a_file_of_results_is_scored_by_a_script(
     found.popitem()
     with pytest.raises(ValueError, match='needs every sample of the validation split'):
         script.evaluate(Path(write(found, tmp_path)), small_world, 'v1.0-trainval', (20,))
+    for text in ('{"results": ', '{"meta": {}}'):
+        (tmp_path / 'cut.json').write_text(text)
+        with pytest.raises(ValueError, match=r'cut\.json is no results file'):
+            script.evaluate(tmp_path / 'cut.json', small_world, 'v1.0-trainval', (20,))
