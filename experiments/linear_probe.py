@@ -25,7 +25,7 @@ import torch
 from evaluate_pretraining import RANGES, count_near, datasets, shares
 from frozen_encoder import Frame, digest_of, frozen_encoder, observe
 from linear_fit import LinearMap, Standard, fit_chosen, sorting_figures
-from runs import add_config, read_config, write_json
+from runs import add_config, labelled_scenes, read_config, write_json
 from torch import Tensor
 from torch.nn.functional import one_hot
 
@@ -67,24 +67,17 @@ def scenes_of(dataset: Any) -> List[str]:
     return [scenes[token] for token in tokens]
 
 
-def labelled_scenes(available: Sequence[str], names: Sequence[str], share: float) -> List[str]:
-    """The named scenes, or a fixed share of all; a smaller share is a part of a larger one.
+def chosen_scenes(available: Sequence[str], names: Sequence[str], share: float) -> List[str]:
+    """The named scenes, or a share of all.
 
     Raises:
-        ValueError: a name that is not available, or a share outside of (0, 1].
+        ValueError: a name that is not available, or no such share.
     """
-    existing = sorted(set(available))
-    unknown = sorted(set(names) - set(existing))
+    unknown = sorted(set(names) - set(available))
     if unknown:
-        raise ValueError(
-            f'--scenes: {some(tuple(unknown))} not in the training split, which has {some(tuple(existing))}'
-        )
-    if names:
-        return sorted(set(names))
-    if not 0 < share <= 1:
-        raise ValueError(f'--share must be above 0 and at most 1, got {share:g}')
-    mixed = sorted(existing, key=lambda name: hashlib.sha256(name.encode()).hexdigest())
-    return sorted(mixed[: max(1, round(share * len(mixed)))])
+        existing = tuple(sorted(set(available)))
+        raise ValueError(f'--scenes: {some(tuple(unknown))} not in the training split, which has {some(existing)}')
+    return sorted(set(names) or labelled_scenes(available, share))
 
 
 def spread(numbers: Sequence[int], limit: int) -> List[int]:
@@ -162,7 +155,7 @@ def probe(
     frozen = frozen_encoder(config, encoder, seed)
     train, val = datasets(config)
     of_frames = scenes_of(train)
-    scenes = labelled_scenes(of_frames, names, share)
+    scenes = chosen_scenes(of_frames, names, share)
     numbers = spread([number for number, scene in enumerate(of_frames) if scene in set(scenes)], max_frames)
     bins = frozen.student.config.view_transform.depth_bins
     classes = [*train.metainfo['classes'], BACKGROUND]

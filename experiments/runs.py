@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import hashlib
 import json
 import os
 import shlex
@@ -13,7 +14,7 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Set, Tuple
+from typing import Any, Dict, Iterable, Iterator, List, NamedTuple, Optional, Set, Tuple
 
 from run_folders import read_scalars, validates
 
@@ -185,6 +186,22 @@ def evaluator_options(data: Data, results: Path, prefix: str = 'nuscenes') -> Li
         options += [f'{evaluator}.data_root={data.root}/', f'{evaluator}.ann_file={data.infos}/{prefix}_infos_val.pkl']
         options.append(f'{evaluator}.jsonfile_prefix={results}')
     return options
+
+
+def labelled_scenes(names: Iterable[str], share: float) -> List[str]:
+    """The scenes whose labels are used: the first of a fixed order, so that a larger share holds a smaller one.
+
+    The order is that of the names' hashes: it depends on nothing but the names, and the nth scene is any scene.
+
+    Raises:
+        ValueError: a share that is not in (0, 1], or no scenes.
+    """
+    if not 0 < share <= 1:
+        raise ValueError(f'a share of labels must be above 0 and at most 1, got {share:g}')
+    order = sorted(set(names), key=lambda name: hashlib.sha256(name.encode()).hexdigest())
+    if not order:
+        raise ValueError('no scenes to label')
+    return order[: max(1, round(share * len(order)))]
 
 
 def image_size(data: Data) -> Tuple[int, int]:

@@ -12,7 +12,6 @@ enough. FOLDER/transfer.md and .json are rewritten after each figure. ROOT is a 
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import math
 import os
@@ -22,7 +21,7 @@ import sys
 import threading
 from collections import defaultdict
 from pathlib import Path
-from typing import Any, Dict, Iterable, List, Mapping, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple
 
 import finetuning
 from runs import (
@@ -31,6 +30,7 @@ from runs import (
     data_options,
     evaluator_options,
     image_options,
+    labelled_scenes,
     run,
     say,
     schedule_options,
@@ -100,22 +100,6 @@ class Row(NamedTuple):
 
 
 # ---------------------------------------------------------------------------------------------------------------- labels
-
-
-def labelled_scenes(names: Iterable[str], share: float) -> List[str]:
-    """The scenes whose labels are used: the first of a fixed order, so that a larger share holds a smaller one.
-
-    The order is that of the names' hashes: it depends on nothing but the names, and the nth scene is any scene.
-
-    Raises:
-        ValueError: a share that is not in (0, 1], or no scenes.
-    """
-    if not 0 < share <= 1:
-        raise ValueError(f'a share of labels must be in (0, 1], got {share}')
-    order = sorted(set(names), key=lambda name: hashlib.sha256(name.encode()).hexdigest())
-    if not order:
-        raise ValueError('no scenes to label')
-    return order[: max(1, round(share * len(order)))]
 
 
 def write_labelled_infos(data: Data, share: float, folder: Path) -> Data:
@@ -264,11 +248,11 @@ class Study:
     def probe(self, encoder: Optional[Path], arm: str, share: float, seed: int) -> Dict[str, float]:
         """Figures of the linear probe."""
         folder = self.out / f'probe_{arm}_{share:g}'
-        result = folder / f'seed-{seed}.json'
         folder.mkdir(parents=True, exist_ok=True)
+        scenes = (self.labelled(share).infos / 'scenes.txt').read_text(encoding='utf-8').split()
+        result = folder / f'seed-{seed}.json'
         script = ['experiments/linear_probe.py', str(self.arguments.student), '--out', str(result), '--seed', str(seed)]
-        script += ['--scenes', str(self.labelled(share).infos / 'scenes.txt')]
-        script += ['--encoder', str(encoder)] if encoder else []
+        script += ['--scenes', *scenes, *(['--encoder', str(encoder)] if encoder else [])]
         if not result.is_file():
             title = f'Linear probe: {ARMS[arm].text}, {share:.0%} of the labels, seed {seed}'
             run(
@@ -277,7 +261,12 @@ class Study:
                 _log(folder / f'seed-{seed}'),
             )
         figures = json.loads(result.read_text(encoding='utf-8'))
-        return {'probe: depth': figures['depth']['within_one_bin']['all'], 'probe: class': figures['class']['mAP']}
+        depth, classes = figures['depth']['probe'], figures['classes']['probe']
+        return {
+            'probe: depth within a bin': depth['within_one_bin']['all'][0],
+            'probe: depth error, m': depth['mean_absolute_error'],
+            'probe: class mAP': classes['mean_ap'],
+        }
 
     def finetune(self, task: str, encoder: Optional[Path], arm: str, share: float, seed: int) -> Dict[str, float]:
         """Scores of a detector or a map."""

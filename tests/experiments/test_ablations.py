@@ -10,6 +10,7 @@ import torch
 
 pytest.importorskip('mmdet3d')
 
+import geomim.mmdet3d  # noqa: F401 - registers
 from geomim import GeoMIM, GeoMIMConfig
 
 

@@ -213,14 +213,14 @@ def test_frames_without_labels_are_named(probe: ModuleType, frozen: ModuleType) 
 
 def test_shares_are_nested_and_unknown_scenes_named(probe: ModuleType) -> None:
     scenes = [f'scene-{number:04d}' for number in range(40)]
-    few, many = (probe.labelled_scenes(scenes * 2, (), share) for share in (0.1, 0.5))
+    few, many = (probe.chosen_scenes(scenes * 2, (), share) for share in (0.1, 0.5))
     assert (len(few), len(many), set(few) - set(many)) == (4, 20, set())
-    assert probe.labelled_scenes(scenes, (), 0.001) == probe.labelled_scenes(scenes[::-1], (), 0.001)
-    assert probe.labelled_scenes(scenes, ('scene-0003', 'scene-0001', 'scene-0003'), 1.0) == [scenes[1], scenes[3]]
+    assert probe.chosen_scenes(scenes, (), 0.001) == probe.chosen_scenes(scenes[::-1], (), 0.001)
+    assert probe.chosen_scenes(scenes, ('scene-0003', 'scene-0001', 'scene-0003'), 1.0) == [scenes[1], scenes[3]]
     with pytest.raises(ValueError, match='scene-9 not in the training split, which has scene-0000, '):
-        probe.labelled_scenes(scenes, ('scene-9', 'scene-0001'), 1.0)
-    with pytest.raises(ValueError, match='share must be above 0 and at most 1, got 1.5'):
-        probe.labelled_scenes(scenes, (), 1.5)
+        probe.chosen_scenes(scenes, ('scene-9', 'scene-0001'), 1.0)
+    with pytest.raises(ValueError, match='must be above 0 and at most 1, got 1.5'):
+        probe.chosen_scenes(scenes, (), 1.5)
 
 
 def test_a_fifth_of_the_scenes_is_held_out(probe: ModuleType) -> None:

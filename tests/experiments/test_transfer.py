@@ -31,7 +31,7 @@ def test_shares_of_labels_are_nested_and_depend_on_names_alone(transfer: ModuleT
 
 @pytest.mark.parametrize('share', [0, -0.1, 5, math.nan])
 def test_a_share_is_no_percentage(transfer: ModuleType, share: float) -> None:
-    with pytest.raises(ValueError, match=r'in \(0, 1\]'):
+    with pytest.raises(ValueError, match='above 0 and at most 1'):
         transfer.labelled_scenes(NAMES, share)
 
 
