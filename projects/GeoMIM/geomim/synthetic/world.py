@@ -197,18 +197,19 @@ def _write_files(staging: Path, recipe: Recipe, workers: int, progress: Progress
     done = len(jobs) - len(open_jobs)
     progress(done, len(jobs))
     if workers == 1:
-        for index in maps:
-            _draw(staging, recipe, index)
         for job in open_jobs:
             _do(staging, recipe, *job)
             done += 1
             progress(done, len(jobs))
+        for index in maps:
+            _draw(staging, recipe, index)
         return
     # spawned, not forked: a fork of a process that has used OpenCV or torch may hang
     context = multiprocessing.get_context('spawn')
     with one_thread_each(), ProcessPoolExecutor(workers, context, initializer=_end_with_parent) as pool:
+        pending: Set[Future[None]] = {pool.submit(_do, staging, recipe, *job) for job in open_jobs}
         drawn = {pool.submit(_draw, staging, recipe, index) for index in maps}
-        pending: Set[Future[None]] = drawn | {pool.submit(_do, staging, recipe, *job) for job in open_jobs}
+        pending |= drawn
         try:
             while pending:
                 finished, pending = wait(pending, return_when=FIRST_COMPLETED)
