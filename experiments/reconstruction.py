@@ -2,11 +2,10 @@
 
     python experiments/reconstruction.py CONFIG --out FOLDER --seeds 0 1 2 --iterations 1800 --cfg-options KEY=VALUE ...
 
-Trains a pretraining CONFIG with mmengine's Runner, one sample a step. Every training frame is loaded and augmented once and
-kept, which on a CPU leaves the time to the student, but lets long runs learn the frames by heart. A seed decides initial
-weights, order of frames and masks. An interrupted seed goes on from its last checkpoint and finished ones are kept; seeds
-may run side by side, each in a process of its own, on one thread each. FOLDER/reconstruction.md has the table of all
-seeds that are there.
+Trains a pretraining CONFIG with mmengine's Runner, one sample a step, augmented anew each time. A seed decides initial
+weights, order and augmentation of frames, and masks. An interrupted seed goes on from its last checkpoint and finished
+ones are kept; seeds may run side by side, each in a process of its own, on one thread each. FOLDER/reconstruction.md has
+the table of all seeds that are there.
 """
 
 from __future__ import annotations
@@ -14,17 +13,14 @@ from __future__ import annotations
 import argparse
 import copy
 import json
-import random
 import statistics
 from pathlib import Path
 from typing import Any, Dict, Sequence
 
 import ablations  # noqa: F401 - its model is registered
 import evaluate_pretraining
-import numpy as np
 import torch
 from mmengine.config import Config
-from mmengine.registry import DATASETS
 from mmengine.runner import Runner
 from run_folders import read_scalars, series
 from runs import add_config, read_config, schedule, without_validation, write_json, write_text
@@ -34,29 +30,8 @@ from geomim.checkpoints.loading import save_atomically, write_encoders
 FIGURES = 'figures_seed-{}.json'
 
 
-@DATASETS.register_module()
-class KeptFrames(torch.utils.data.Dataset):
-    """The frames of a dataset as it gave them the first time; the augmentation of a frame depends on its number alone."""
-
-    def __init__(self, dataset: Dict[str, Any]) -> None:
-        self.dataset = DATASETS.build(dataset)
-        self.metainfo = self.dataset.metainfo
-        self.kept: Dict[int, Dict[str, Any]] = {}
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __getitem__(self, number: int) -> Dict[str, Any]:
-        if number not in self.kept:
-            random.seed(number)
-            np.random.seed(number)
-            self.kept[number] = self.dataset[number]
-        sample = self.kept[number]
-        return {'inputs': dict(sample['inputs']), 'data_samples': sample['data_samples'].clone()}
-
-
 def run_config(config: Config, folder: Path, seed: int, iterations: int) -> Config:
-    """``config`` for one seed in ``folder``: one kept sample a step, no validation, no pictures."""
+    """``config`` for one seed in ``folder``: one sample a step, no validation, no pictures."""
     config = copy.deepcopy(config)
     config.merge_from_dict(
         {**schedule(iterations, iterations // 10), 'work_dir': str(folder), 'model.mask_seed': seed, 'resume': True}
@@ -67,7 +42,6 @@ def run_config(config: Config, folder: Path, seed: int, iterations: int) -> Conf
     logger.interval = min(logger.get('interval', 10), iterations)  # the minutes of the table come from the log
     loader = config.train_dataloader
     loader.update(batch_size=1, num_workers=0, persistent_workers=False)
-    loader.dataset = dict(type='KeptFrames', dataset=loader.dataset)
     config.custom_hooks = [hook for hook in config.custom_hooks if hook.type != 'ReconstructionPicturesHook']
     without_validation(config)
     return config
