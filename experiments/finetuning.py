@@ -15,6 +15,7 @@ from runs import (
     data_options,
     evaluator_options,
     image_options,
+    pipeline_steps,
     run,
     schedule_options,
     train,
@@ -65,7 +66,7 @@ def finetune(
         check_encoder(config, encoder)
     options = [*data_options(data, PREFIX), *detector_options(config, data, iterations, folder / 'results', within)]
     options += [*start_options(encoder), f'randomness.seed={seed}']
-    title = f'Finetuning {"from " + encoder.name if encoder else "from scratch"}, seed {seed}'
+    title = f'{config.stem} {"from " + encoder.name if encoder else "from scratch"}, seed {seed}'
     train(title, config, folder, iterations, options, log)
     scores = last_scores(folder)
     if not scores:
@@ -119,6 +120,9 @@ def detector_options(
             options += [
                 f'{evaluator}.within=({",".join(f"{metres:g}" for metres in within)},)' for evaluator in EVALUATORS
             ]
+    for place, step in pipeline_steps(content):
+        if 'data_root' in step:  # the maps of LoadBEVMapLabels
+            options.append(f'{place}.data_root={data.root}/')
     return options + image_options(content, data)
 
 

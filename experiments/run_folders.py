@@ -105,10 +105,14 @@ def metric(metrics: Mapping[str, float], name: str) -> Optional[float]:
 
 
 def last_scores(run: Path) -> Row:
-    """The last result of the nuScenes metric in a run folder, of a validation or else of a test; {} without one."""
-    logged = [row for row in read_scalars(run) if metric(row, 'mAP') is not None]
+    """The last result in a run folder, mAP or a map's mIoU, of a validation or else of a test; {} without one."""
+    logged = [row for row in read_scalars(run) if _scored(row)]
     if logged:
         return logged[-1]
     # mmengine keeps a test's result there alone
     tested = [json.loads(path.read_text(encoding='utf-8')) for path in sorted(Path(run).glob('*/*.json'))]
-    return next((row for row in reversed(tested) if metric(row, 'mAP') is not None), {})
+    return next((row for row in reversed(tested) if _scored(row)), {})
+
+
+def _scored(row: Mapping[str, float]) -> bool:
+    return any(metric(row, name) is not None for name in ('mAP', 'mIoU'))

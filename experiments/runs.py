@@ -63,6 +63,8 @@ def run(title: str, command: List[str], log: Optional[Path] = None) -> None:
         finally:
             _RUNNING.discard(process)
     if status:
+        if log:
+            say(f'=== failed: {title}; see {log}')
         raise subprocess.CalledProcessError(status, command)
     say(f'=== done in {time.monotonic() - start:.0f} s{f": {title}" if log else ""}')
 

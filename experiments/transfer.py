@@ -378,6 +378,8 @@ if __name__ == '__main__':
         raise SystemExit(str(error)) from error
     except subprocess.CalledProcessError as error:
         name = Path(error.cmd[1]).name
-        raise SystemExit(f'{name} stopped with exit status {error.returncode}; see the .log files in --out') from error
+        raise SystemExit(
+            f'{name} stopped with exit status {error.returncode}; the file named above says why'
+        ) from error
     except KeyboardInterrupt:
         raise SystemExit('\nInterrupted; the same command goes on from the last finished run or checkpoint.') from None

@@ -61,6 +61,20 @@ def test_the_detector_fits_images_of_any_size(
         finetuning.detector_options(epochs, data, 50, tmp_path)
 
 
+def test_a_map_finds_its_data_and_needs_no_nuscenes_metric(
+    finetuning: ModuleType, load_script: Callable[[str], ModuleType], tmp_path: Path
+) -> None:
+    pytest.importorskip('mmengine')
+    (tmp_path / 'v1.0-mini').mkdir()
+    (tmp_path / 'v1.0-mini' / 'sample_data.json').write_text('[{"height": 225, "width": 400}]')
+    data = load_script('experiments/runs.py').Data(tmp_path, 'v1.0-mini', tmp_path, {})
+    config = load_script('experiments/transfer.py').DETECTORS['map']
+    options = finetuning.detector_options(config, data, 50, tmp_path, (12,))
+    places = [option.split('=')[0] for option in options if option.endswith(f'data_root={tmp_path}/')]
+    assert [place.split('.')[0] for place in places] == ['train_dataloader', 'val_dataloader', 'test_dataloader']
+    assert not any('evaluator' in option for option in options)
+
+
 def test_an_encoder_of_another_backbone_is_refused(finetuning: ModuleType, tmp_path: Path) -> None:
     """The host's own loading would warn and train from random weights, in the name of the encoder."""
     pytest.importorskip('mmdet3d')
