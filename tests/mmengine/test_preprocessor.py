@@ -184,3 +184,8 @@ def test_bad_normalisation_is_refused(arguments: Dict[str, Any]) -> None:
 
 def test_registered_in_the_root() -> None:
     assert isinstance(MODELS.build({'type': 'GeoMIMDataPreprocessor'}), GeoMIMDataPreprocessor)
+
+
+def test_it_can_be_built_on_the_meta_device() -> None:
+    with torch.device('meta'):
+        assert GeoMIMDataPreprocessor().mean.device.type == 'meta'

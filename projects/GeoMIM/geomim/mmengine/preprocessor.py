@@ -5,6 +5,7 @@ Shape legend: B samples, N cameras, H x W pixels, M points, F features a point.
 
 from __future__ import annotations
 
+import math
 from typing import Any, Dict, List, Mapping, Sequence
 
 import torch
@@ -65,14 +66,14 @@ class GeoMIMDataPreprocessor(BaseDataPreprocessor):
     ) -> None:
         super().__init__(non_blocking=non_blocking)
         for name, values in (('mean', mean), ('std', std)):
-            numbers = torch.tensor([float(value) for value in values])
-            usable = len(numbers) == 3 and bool(torch.isfinite(numbers).all())
-            if not usable or (name == 'std' and bool((numbers <= 0).any())):
+            numbers = [float(value) for value in values]
+            usable = len(numbers) == 3 and all(map(math.isfinite, numbers))
+            if not usable or (name == 'std' and min(numbers) <= 0):
                 raise ValueError(
                     f'GeoMIMDataPreprocessor: {name} must be three finite numbers (R, G, B) in 0 to 255, std above 0; '
                     f'got {tuple(values)}'
                 )
-            self.register_buffer(name, numbers.view(3, 1, 1), persistent=False)
+            self.register_buffer(name, torch.tensor(numbers).view(3, 1, 1), persistent=False)
         self.bgr_to_rgb = bgr_to_rgb
 
     def forward(self, data: Mapping[str, Any], training: bool = False) -> Dict[str, Any]:
