@@ -20,6 +20,9 @@ from torch import nn
 from geomim.mmengine.optim_wrappers import SkipNonFiniteMixin
 from geomim.nuscenes.infos import mmdet3d_tools
 
+from ..helpers import run_quietly
+from .micro import micro_config
+
 CONFIGS = Path(__file__).resolve().parents[2] / 'configs'
 FOR_2D = sorted(path for host in ('mmdet', 'mmseg') for path in (CONFIGS / host).glob('*.py'))
 # those of TPVFormer need a checkout of mmdet3d; their optimisation is its own, as that of MV-FCOS3D
@@ -69,6 +72,24 @@ def test_a_users_child_keeps_what_it_changes(tmp_path: Path, monkeypatch: pytest
     wrapper = wrapper_of(config)
     assert (wrapper.limit, wrapper.cast_dtype) == (3, torch.bfloat16)
     assert wrapper.clip_grad_kwargs == dict(max_norm=5, norm_type=2)
+
+
+@pytest.mark.long
+def test_a_pretraining_goes_on_in_mixed_precision(small_world: Path, tmp_path: Path) -> None:
+    """As the host's script runs it, from a checkpoint in float32."""
+    config = micro_config(tmp_path, small_world)
+    config.custom_hooks = [hook for hook in config.custom_hooks if hook.type != 'MicroRecordHook']
+    config.dump(str(tmp_path / 'micro.py'))
+    script = [mmdet3d_tools() / 'train.py', tmp_path / 'micro.py', '--work-dir', tmp_path]
+    run_quietly([*script, '--cfg-options', 'train_cfg.max_iters=3'])
+    run_quietly(
+        [*script, '--resume', '--amp', '--cfg-options', 'train_cfg.max_iters=4', 'optim_wrapper.dtype=bfloat16']
+    )
+    states = [torch.load(tmp_path / f'iter_{number}.pth', weights_only=False) for number in (3, 4)]
+    assert ['loss_scaler' in state['optimizer'] for state in states] == [False, True]
+    weights = states[1]['state_dict']
+    assert all(bool(value.isfinite().all()) for value in weights.values())
+    assert any(not torch.equal(value, weights[name]) for name, value in states[0]['state_dict'].items())
 
 
 @pytest.mark.parametrize('path', FOR_2D, ids=lambda path: path.stem)

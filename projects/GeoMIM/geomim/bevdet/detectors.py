@@ -279,6 +279,8 @@ class BEVDet4D(BEVDet):
         for frame in order:
             with torch.set_grad_enabled(torch.is_grad_enabled() and frame == 0):
                 result, stereo = self.lift_frame(frames, cam2key, frame, stereo)
+            # weights that autocast (of torch 2.1, for one) has cast and kept without gradient would leave the key frame without one
+            torch.clear_autocast_cache()
             if result is not None:
                 lifted[frame] = result
         return self._side_by_side(lifted, frames, cam2key), lifted[0].depth

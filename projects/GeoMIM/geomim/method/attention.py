@@ -89,7 +89,10 @@ def run_checkpointed(enabled: bool, block: Callable[..., Tensor], x: Tensor, *ar
         return checkpoint(block, x, *args, use_reentrant=False)
     if x.device.type == 'cpu' and hasattr(checkpointing, 'create_selective_checkpoint_contexts'):
         contexts = partial(checkpointing.create_selective_checkpoint_contexts, _keep_products)
-        return checkpoint(block, x, *args, use_reentrant=False, context_fn=contexts)
+        # Under autocast the weights are cast anew inside, as in the recomputation; it stops at a cast that the forward had from the cache.
+        autocast = torch.get_autocast_dtype('cpu'), torch.is_autocast_enabled('cpu')
+        with torch.autocast('cpu', *autocast, cache_enabled=False):
+            return checkpoint(block, x, *args, use_reentrant=False, context_fn=contexts)
     return block(x, *args)
 
 
