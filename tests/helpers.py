@@ -139,3 +139,26 @@ def assert_near_float32(
     assert abs(size - 1) <= 5 * loss, size
     found = float(torch.nn.functional.cosine_similarity(rough_gradient, exact_gradient, dim=0))
     assert found >= cosine, found
+
+
+def plain_depth_figures(results: Sequence[Any], bins: Any) -> Dict[str, float]:
+    """Means of depth figures over the labelled cells of pretraining passes, by distance: a cell at a time, in Python's numbers."""
+    found: Dict[str, float] = {}
+    for lower, upper in ((0, 10), (10, 20), (20, 40)):
+        near, metres, cells = 0.0, 0.0, 0
+        for result in results:
+            labels = result.depth_labels.flatten(0, 1)
+            for image, row, column in (labels >= 0).nonzero().tolist():
+                label = int(labels[image, row, column])
+                if not lower <= bins.lower + (label + 0.5) * bins.step < upper:
+                    continue
+                cells += 1
+                for depth in result.depth:
+                    distribution = depth[image, :, row, column].tolist()
+                    away = abs(distribution.index(max(distribution)) - label)
+                    near += (away <= 1) / len(result.depth)
+                    metres += away * bins.step / len(result.depth)
+        if cells:
+            found[f'depth_within_one_bin_{lower}_{upper}m'] = near / cells
+            found[f'depth_error_{lower}_{upper}m'] = metres / cells
+    return found
