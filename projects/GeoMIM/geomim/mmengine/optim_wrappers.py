@@ -238,6 +238,7 @@ def build_wrapper(
     Args:
         cfg: with ``skip_nonfinite=True``, ``type`` names any wrapper, and ``limit`` and ``total_limit`` of :class:`SkipNonFiniteMixin`
             may be there too. With ``skip_nonfinite=False`` the limits are passed over. Without the key nothing is different.
+        registry, default_args: as of ``build_from_cfg``.
 
     Raises:
         ValueError: ``skip_nonfinite=False`` for a wrapper that leaves steps out by itself.
