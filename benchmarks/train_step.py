@@ -6,7 +6,8 @@
 
 With ``--configs`` the students of pretraining configurations take turns, whatever their encoder. With ``--against`` a
 command takes turns with ours, so that a machine whose speed drifts favours neither. With ``--flops`` it also reports
-samples/s and, given ``--peak-tflops``, utilisation: matrix products of forward and backward over time.
+samples/s and, given ``--peak-tflops``, utilisation: matrix products of forward and backward over time. With ``--scalars``
+it reports what the figures of a run's scalars cost beside a step.
 """
 
 from __future__ import annotations
@@ -25,8 +26,10 @@ from measuring import apart, machine, peak_mib, spread, surround_rig, timed
 from torch.utils.flop_counter import FlopCounterMode
 
 from geomim import GeoMIM, GeoMIMConfig
+from geomim.adapter import measures
 from geomim.adapter.encoders import student_config
 from geomim.method.config import config_from_dict
+from geomim.method.pretrainer import PretrainOutput
 
 
 def make_inputs(batch: int, device: str) -> tuple:
@@ -73,13 +76,19 @@ def measure(arguments: argparse.Namespace) -> Dict[str, Any]:
     inputs = make_inputs(arguments.batch, device)
     masks = model.draw_masks(torch.device(device), torch.Generator().manual_seed(0))
     losses = []
+    means = measures.RunningMeans()
 
-    def step(run: Any = compiled) -> None:
+    def step(run: Any = compiled) -> PretrainOutput:
         with precision_context(precision, device):
             output = run(*inputs, masks)
             loss = output.reconstruction_loss + output.depth_loss
         loss.backward()
         losses[:] = [output.reconstruction_loss.detach(), output.depth_loss.detach()]
+        return output
+
+    def note(output: Any) -> None:
+        with torch.no_grad():
+            means.add(measures.measure(output, model.config.view_transform.depth_bins))
 
     times = []
     for _ in range(arguments.warmup + arguments.repeats):
@@ -88,6 +97,9 @@ def measure(arguments: argparse.Namespace) -> Dict[str, Any]:
     row = dict(
         times_s=times[arguments.warmup :], peak_rss_gib=peak_mib(device) / 2**10, losses=[float(x) for x in losses]
     )
+    if arguments.scalars:
+        output = step()
+        row['scalars_s'] = statistics.median(timed(lambda: note(output), device) for _ in range(9))
     if arguments.flops:
         with FlopCounterMode(display=False) as counter:
             step(model)
@@ -98,6 +110,8 @@ def measure(arguments: argparse.Namespace) -> Dict[str, Any]:
 def describe(name: str, row: Dict[str, Any], arguments: argparse.Namespace) -> str:
     seconds = statistics.median(row['times_s'])
     text = f'{name:<34} {spread(row["times_s"])} s  peak {row["peak_rss_gib"]:.2f} GiB'
+    if 'scalars_s' in row:
+        text += f'  scalars {1000 * row["scalars_s"]:.1f} ms, {100 * row["scalars_s"] / seconds:.2f} % of the step'
     if 'tflop' in row:
         speed = row['tflop'] / seconds
         text += f'  {arguments.batch / seconds:.2f} samples/s  {row["tflop"]:.2f} TFLOP  {speed:.1f} TFLOP/s'
@@ -119,6 +133,7 @@ def main() -> None:
     parser.add_argument('--threads', type=int, default=torch.get_num_threads())
     parser.add_argument('--device', default='cpu')
     parser.add_argument('--compile', action='store_true')
+    parser.add_argument('--scalars', action='store_true', help="time the figures of a run's scalars")
     parser.add_argument('--flops', action='store_true', help='count matrix products')
     parser.add_argument('--peak-tflops', type=float, help='of the device in that precision, for the utilisation')
     parser.add_argument('--against', help='another command, measured in turn')
