@@ -84,7 +84,8 @@ class _BagPool(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Tuple[Tensor, Tensor, None]:
-        return (*_pool_gradients(grad, *ctx.saved_tensors, ctx.cells), None)
+        depth, context = ctx.saved_tensors
+        return (*_pool_gradients(grad, depth, context, ctx.cells), None)
 
 
 def _define_operator() -> Callable[..., Tensor]:
