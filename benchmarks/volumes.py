@@ -1,13 +1,17 @@
-"""Peak memory of a training step by torch's own accounting, without computing anything: no GPU is needed, and no time.
+"""Volumes of a training step without computing anything: peak memory, gradients, operations. No GPU is needed, and no time.
 
-    python benchmarks/memory.py configs/mmdet3d/pretrain/geomim_swin-b_50e_nuscenes_256x704.py --batch 1 2 4 \
-        --checkpointing off on --precision fp32 bf16 --out memory.md
+    python benchmarks/volumes.py configs/mmdet3d/pretrain/geomim_swin-b_50e_nuscenes_256x704.py --batch 1 2 4 \
+        --checkpointing off on --precision fp32 bf16 --out volumes.md
 
 A step is forward, backward and AdamW's update, in torch's FakeTensorMode: parameters, gradients, optimizer state, activations
 and temporaries, as they live. At its start there are parameters, buffers, optimizer state and inputs. Not counted is what a
 device adds: the context of CUDA (0.5 to 1 GiB), libraries' workspaces, fragmentation of the allocator; and the frozen
 teacher, the average of weights (4 bytes a parameter), temporaries inside the BEV pooling. Fused attention is taken for
 granted. With --as-cpu the cheap recomputation stays that this project does on a CPU alone.
+
+TFLOP are those of matrix products, convolutions and attention, forward and backward, recomputed ones too. Gradients are what
+data-parallel training reduces over all ranks in each step.
+
 CONFIG is of pretraining, or of a detector of the BEVDet family.
 """
 
@@ -29,7 +33,15 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
+# the counter knows GPUs' kernels; these stand for them here, and give it shapes
+ATTENTION: Dict[Any, Any] = {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v),
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: (
+        lambda grad, q, k, v, *_, **__: sdpa_backward_flop_count(grad, q, k, v)
+    ),
+}
 SLOTS = 500  # target boxes of a task
 
 
@@ -195,13 +207,15 @@ def account(
         with LiveStorages([*model.parameters(), *model.buffers(), *tensors]) as live:
             for _ in range(2):  # the state of the optimizer is there from the first step's end
                 at_start, live.peak = live.alive, live.alive
-                with torch.autocast('cpu', torch.bfloat16, enabled=bf16):
-                    loss = step(*tensors)
-                loss.backward()
+                with FlopCounterMode(display=False, custom_mapping=ATTENTION) as counter:
+                    with torch.autocast('cpu', torch.bfloat16, enabled=bf16):
+                        loss = step(*tensors)
+                    loss.backward()
                 optimizer.step()
                 optimizer.zero_grad()
                 del loss
-    return {'total': live.peak, 'at the start': at_start}
+    gradients = sum(parameter.numel() * parameter.element_size() for parameter in parameters)
+    return {'peak': live.peak, 'start': at_start, 'gradients': gradients, 'flop': counter.get_total_flops()}
 
 
 def measure(arguments: argparse.Namespace) -> Dict[str, float]:
@@ -232,14 +246,18 @@ def main() -> None:
     if arguments.single:
         print(json.dumps(measure(arguments)))
         return
-    lines = ['| configuration | samples | precision | checkpointing | peak, GiB | at the start |', '|---' * 6 + '|']
+    lines = [
+        '| configuration | samples | precision | checkpointing | peak, GiB | at its start | gradients, GiB | TFLOP |',
+        '|---' * 8 + '|',
+    ]
     print('\n'.join(lines), flush=True)
     choices = itertools.product(arguments.configs, arguments.batch, arguments.precision, arguments.checkpointing)
     for config, batch, precision, recompute in choices:
         one = ['--batch', str(batch), '--precision', precision, '--checkpointing', recompute]
         found = apart(command=line_of(config, *one, *(['--as-cpu'] if arguments.as_cpu else [])))
         cells = [Path(config).stem, str(batch), precision, recompute]
-        lines.append('| ' + ' | '.join([*cells, *(f'{value / 2**30:.2f}' for value in found.values())]) + ' |')
+        cells += [f'{found[name] / 2**30:.2f}' for name in ('peak', 'start', 'gradients')]
+        lines.append('| ' + ' | '.join([*cells, f'{found["flop"] / 1e12:.2f}']) + ' |')
         print(lines[-1], flush=True)
         if arguments.out:
             arguments.out.write_text('\n'.join(lines) + '\n', encoding='utf-8')
