@@ -100,8 +100,7 @@ def detection(config: Any, recompute: bool, batch: int) -> Any:
     from mmdet3d.structures import Det3DDataSample
     from mmengine.structures import BaseDataElement, InstanceData, PixelData
 
-    if 'with_cp' in config.model.img_backbone:
-        config.model.img_backbone.with_cp = recompute
+    config.model.img_backbone.with_cp = recompute
     model = MODELS.build({**without_weights(config.model), 'data_preprocessor': None}).train()
     data = config.data_config
     (height, width), shape = data['input_size'], (batch, model.num_frames, len(data['cams']))
