@@ -279,9 +279,8 @@ class BEVDet4D(BEVDet):
         for frame in order:
             with torch.set_grad_enabled(torch.is_grad_enabled() and frame == 0):
                 result, stereo = self.lift_frame(frames, cam2key, frame, stereo)
-            if (
-                frame
-            ):  # older versions of torch keep the casts made here, and the key frame's weights would get no gradient
+            # older versions of torch keep the casts made here, and the key frame's weights would get no gradient
+            if frame:
                 torch.clear_autocast_cache()
             if result is not None:
                 lifted[frame] = result

@@ -19,10 +19,12 @@ import torch
 import torch.distributed as torch_dist
 from mmengine.device import get_device
 from mmengine.logging import HistoryBuffer, print_log
+from mmengine.optim import OptimWrapper
 from mmengine.runner.checkpoint import CheckpointLoader
 
 from ..checkpoints.files import loading_safely
 from ..checkpoints.reading import Checkpoint, Inert, arrays_of, is_address, open_checkpoint
+from ..teachers.base import not_compiled
 from .checkpoint_hook import find_latest_checkpoint
 
 _STATISTICS = ('min', 'max', 'mean', 'current')
@@ -113,6 +115,8 @@ def apply() -> None:
     loads = CheckpointLoader.load_checkpoint.__func__  # type: ignore[attr-defined]
     CheckpointLoader.load_checkpoint = loading_safely(loads, _allowed(), _tell)  # type: ignore[method-assign]
     host_checkpoint.get_torchvision_models = _torchvision_models(host_checkpoint.get_torchvision_models)
+    # compile=True compiles a whole step, at whose update newer versions of torch fail
+    OptimWrapper.update_params = not_compiled(OptimWrapper.update_params)  # type: ignore[method-assign]
     if not torch.cuda.is_available():
         dist_utils._init_dist_pytorch = _init_dist_without_gpu
     if get_device() == 'cpu':

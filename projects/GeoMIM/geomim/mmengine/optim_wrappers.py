@@ -19,6 +19,8 @@ from mmengine.optim import AmpOptimWrapper, OptimWrapper
 from mmengine.registry import OPTIM_WRAPPERS, Registry, build_from_cfg
 from torch import Tensor, nn
 
+from ..teachers.base import not_compiled
+
 COUNT_KEY = 'skipped_steps'  # in the message hub's runtime information, which checkpoints hold
 _STATISTICS = ('running_mean', 'running_var', 'num_batches_tracked')
 _MAX_NAMED = 4
@@ -127,6 +129,7 @@ class SkipNonFiniteMixin:
         finally:
             handle.remove()
 
+    @not_compiled
     def update_params(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
         """As mmengine's, and notes whether the loss is finite."""
         if self._window is None:
