@@ -1,7 +1,8 @@
 """Candidate for ``bev_pool`` on a GPU: a Triton kernel in which each program sums the points of one BEV cell.
 
 It agrees with index_add in Triton's interpreter (``tests/benchmarks``) and has been neither compiled nor measured on a GPU yet:
-``benchmarks/gpu.sh`` and ``benchmarks/view_transform.py --device cuda`` do both. Only the forward is its own; the backward is that of the weighted bags.
+``benchmarks/gpu.sh`` and ``benchmarks/view_transform.py --device cuda`` do both. Only the forward is its own; the backward is
+that of the weighted bags.
 """
 
 # No postponed annotations: triton reads them.

@@ -12,6 +12,7 @@ import pytest
 pytest.importorskip('mmdet3d')
 
 import mmengine
+from mmdet3d.datasets import Det3DDataset
 from mmengine.config import Config
 from mmengine.registry import DATASETS
 
@@ -186,6 +187,32 @@ def test_another_version_is_told(build: Build, monkeypatch: pytest.MonkeyPatch) 
     assert build(mini, metainfo=dict(classes=['car'])).metainfo['version'] == 'v1.0-mini'
     assert build(metainfo=dict(version='v1.0-trainval')).metainfo['version'] == 'v1.0-trainval'
     assert len(told) == 1
+
+
+@pytest.mark.parametrize('serialize_data', [True, False])
+def test_samples_are_mmdet3ds_and_no_step_reaches_the_next(build: Build, serialize_data: bool) -> None:
+    """Plain twin: mmdet3d's own method, which copies a record before the pipeline sees it."""
+    data = build(serialize_data=serialize_data, filter_empty_gt=False)
+
+    def content(info: Dict[str, Any]) -> Dict[str, Any]:
+        info = copy.deepcopy(info)
+        info['ann_info']['gt_bboxes_3d'] = info['ann_info']['gt_bboxes_3d'].numpy()
+        return info
+
+    data.pipeline = content
+    plain, ours = (prepare(data, 1) for prepare in (Det3DDataset.prepare_data, type(data).prepare_data))
+    np.testing.assert_equal(ours, plain)
+
+    def wreck(info: Dict[str, Any]) -> Dict[str, Any]:
+        info['ann_info'].clear()
+        for camera in info['images'].values():
+            camera['cam2img'][0][0] = -1
+        return info
+
+    data.pipeline = wreck
+    data[1]
+    data.pipeline = content
+    np.testing.assert_equal(data[1], plain)
 
 
 def test_entries_by_camera_are_mmdet3ds(small_world: Path) -> None:

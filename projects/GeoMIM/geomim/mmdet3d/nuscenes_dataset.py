@@ -78,6 +78,21 @@ class PlainNuScenesDataset(NuScenesDataset):
             self.modality = modality
         return parsed
 
+    def prepare_data(self, index: int) -> Optional[Dict[str, Any]]:
+        """As mmdet3d's, without its deep copy of a record that was made for this call; None to draw another sample."""
+        if self.show_ins_var:  # looks at the record afterwards
+            shown: Optional[Dict[str, Any]] = super().prepare_data(index)
+            return shown
+        info = self.get_data_info(index)
+        info.update(box_type_3d=self.box_type_3d, box_mode_3d=self.box_mode_3d)
+        annotated = self.filter_empty_gt and not self.test_mode
+        if annotated and len(info['ann_info']['gt_labels_3d']) == 0:
+            return None
+        example: Optional[Dict[str, Any]] = self.pipeline(info)
+        if annotated and (example is None or len(example['data_samples'].gt_instances_3d.labels_3d) == 0):
+            return None
+        return example
+
     def _take_metainfo(self, metainfo: Mapping[str, Any]) -> None:
         for key, value in metainfo.items():
             self._metainfo.setdefault(key, value)
