@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import tempfile
 import threading
 import warnings
@@ -19,7 +20,8 @@ import numpy as np
 
 _AS_STORED = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
 _JPEG, _PNG = b'\xff\xd8', b'\x89PNG\r\n\x1a\n'
-_START_OF_SCAN, _END_OF_IMAGE, _FILL = 0xDA, b'\xff\xd9', 0xFF
+_START_OF_SCAN, _FILL = 0xDA, 0xFF
+_START_OR_END = re.compile(b'\xff[\xd8\xd9]')  # of an image; a scan holds neither
 _WITHOUT_LENGTH = (0x00, 0x01, *range(0xD0, 0xDA))  # markers that are not followed by the length of a segment
 _COMPLAINTS = (b'Corrupt JPEG data', b'Premature end of JPEG', b'Inconsistent progression', b'Invalid SOS')
 _STDERR = 2
@@ -67,8 +69,10 @@ def _cut_short(data: bytes) -> bool:
     """
     if data.startswith(_JPEG):
         scan = _first_scan(data)
-        end, other = (data.find(mark, scan) for mark in (_END_OF_IMAGE, _JPEG))
-        return scan >= 0 and (end < 0 or 0 <= other < end)  # other: a preview behind an image that has no end
+        if scan < 0:
+            return False
+        mark = _START_OR_END.search(data, scan)
+        return mark is None or mark.group() == _JPEG  # a preview behind an image that has no end
     return data.startswith(_PNG) and not _has_last_chunk(data)
 
 
