@@ -215,6 +215,53 @@ def test_samples_are_mmdet3ds_and_no_step_reaches_the_next(build: Build, seriali
     np.testing.assert_equal(data[1], plain)
 
 
+@pytest.mark.parametrize('kind', ['truncated', 'absent'])
+def test_a_sample_that_cannot_be_read_stops_or_is_skipped(build: Build, tmp_path: Path, kind: str) -> None:
+    steps = [dict(type='LoadCameraRig'), dict(type='LoadSurroundImages')]
+    settings = dict(pipeline=steps, filter_empty_gt=False)
+    whole, path = build(**settings), tmp_path / 'broken.jpg'
+    if kind == 'truncated':
+        path.write_bytes(Path(whole[1]['img_path'][2]).read_bytes()[:-500])
+
+    def breaks(file: Dict[str, Any]) -> None:
+        by_token = {info['token']: info for info in file['data_list']}
+        list(by_token[whole[1]['token']]['images'].values())[2]['img_path'] = str(path)
+
+    with pytest.raises(ValueError, match=f'{whole[1]["token"]}, camera .*broken.jpg (is truncated|cannot be read)'):
+        build(breaks, **settings)[1]
+    data = build(breaks, on_bad_sample='skip', **settings)
+    with pytest.warns(UserWarning, match=r'bad sample 1 is skipped.*1 so far, max_bad_samples=10.*broken\.jpg'):
+        stand_in = data[1]
+    assert stand_in['token'] in {whole[index]['token'] for index in (0, 2, 3)}
+    assert data.bad_samples.number == 1
+    assert data[2]['token'] == whole[2]['token']
+    with pytest.warns(UserWarning, match='bad sample 1'):
+        assert build(breaks, on_bad_sample='skip', **settings)[-3]['token'] == stand_in['token']
+
+
+@pytest.mark.filterwarnings('ignore:bad sample')
+def test_points_that_cannot_be_read_are_skipped(build: Build, tmp_path: Path) -> None:
+    """A file that is cut short; one bad sample more than allowed ends the run and tells of the file."""
+    (tmp_path / 'cut.bin').write_bytes(bytes(4 * 5 * 300 + 4))
+    settings = dict(pipeline=[dict(type='LoadSurroundPoints', coord_type='LIDAR', load_dim=5)], filter_empty_gt=False)
+
+    def breaks(file: Dict[str, Any]) -> None:
+        for info in file['data_list'][:2]:
+            info['lidar_points']['lidar_path'] = str(tmp_path / 'cut.bin')
+
+    data = build(breaks, on_bad_sample='skip', **settings)
+    with pytest.warns(UserWarning, match=r'bad sample 0 .*cut\.bin: 1501 values are no whole number of points'):
+        assert len(data[0]['points']) > 1000
+    limited = build(breaks, on_bad_sample='skip', max_bad_samples=1, **settings)
+    with pytest.raises(ValueError, match=r'2 samples .* max_bad_samples=1; .*cut\.bin'):
+        list(map(limited.__getitem__, (0, 1)))
+
+
+def test_scores_are_not_made_of_other_samples(build: Build) -> None:
+    with pytest.raises(ValueError, match='scores need every sample'):
+        build(on_bad_sample='skip', test_mode=True)
+
+
 def test_entries_by_camera_are_mmdet3ds(small_world: Path) -> None:
     cameras = ('CAM_FRONT', 'CAM_FRONT_RIGHT', 'CAM_FRONT_LEFT', 'CAM_BACK', 'CAM_BACK_LEFT', 'CAM_BACK_RIGHT')
     settings = dict(

@@ -18,6 +18,8 @@ import cv2
 import mmengine.fileio
 import numpy as np
 
+from ..adapter.bad_samples import UnreadableFile
+
 _AS_STORED = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
 _JPEG, _PNG = b'\xff\xd8', b'\x89PNG\r\n\x1a\n'
 _START_OF_SCAN, _FILL = 0xDA, 0xFF
@@ -43,20 +45,20 @@ def read_image(path: str, backend_args: Optional[Dict[str, Any]] = None, where: 
         where: what messages begin with.
 
     Raises:
-        ValueError: a file that is absent, empty, truncated or no image; names it.
+        UnreadableFile: a ``ValueError``; a file that is absent, empty, truncated or no image; names it.
     """
     name = f'{where}image {path}'
     try:
         data = mmengine.fileio.get(path, backend_args=backend_args)
     except OSError as error:
-        raise ValueError(f'{name} cannot be read: {error}') from error
+        raise UnreadableFile(f'{name} cannot be read: {error}') from error
     if not data:
-        raise ValueError(f'{name} is an empty file')
+        raise UnreadableFile(f'{name} is an empty file')
     if _cut_short(data):
-        raise ValueError(f'{name} is truncated: its end is missing after {len(data)} bytes')
+        raise UnreadableFile(f'{name} is truncated: its end is missing after {len(data)} bytes')
     image, complaints = _decode(data)
     if image is None:
-        raise ValueError(f'{name} cannot be decoded ({len(data)} bytes starting with {data[:8]!r})')
+        raise UnreadableFile(f'{name} cannot be decoded ({len(data)} bytes starting with {data[:8]!r})')
     if complaints:
         warnings.warn(f'{name} is damaged, a part of the picture may be wrong or grey ({complaints})', stacklevel=2)
     return image

@@ -13,6 +13,7 @@ from mmcv.transforms import BaseTransform
 from mmdet3d.datasets.transforms import LoadPointsFromFile, LoadPointsFromMultiSweeps
 from mmengine.registry import TRANSFORMS
 
+from ..adapter.bad_samples import UnreadableFile
 from ..adapter.checks import LONGEST_GAP, WarnOnce, check_file, check_past, check_poses, check_reach, check_rig
 from ..method.depth import check_cloud, check_points, finite_points
 from ..mmengine.rig import sample_name
@@ -161,9 +162,12 @@ class _CheckedFile:
         try:
             points: np.ndarray = super()._load_points(pts_filename)  # type: ignore[misc]
         except (OSError, ValueError) as error:
-            raise ValueError(f'point cloud {pts_filename} cannot be read: {error}') from error
+            raise UnreadableFile(f'point cloud {pts_filename} cannot be read: {error}') from error
         points = np.array(points, dtype=np.float32).reshape(-1)
-        check_file(torch.from_numpy(points), self.load_dim, f'point cloud {pts_filename}')
+        try:
+            check_file(torch.from_numpy(points), self.load_dim, f'point cloud {pts_filename}')
+        except ValueError as error:
+            raise UnreadableFile(str(error)) from None
         return points
 
 
