@@ -46,6 +46,7 @@ def package_data() -> Dict[str, List[str]]:
     rigs = sorted(p.name for p in (ROOT / CORE / 'synthetic' / 'rigs').glob('*.json'))
     return {
         'geomim': ['py.typed'],
+        'geomim.checkpoints.zoo': ['*.json', '*.pth'],
         'geomim.synthetic': [f'rigs/{name}' for name in rigs],
         'geomim.configs': [p.as_posix() for p in files],
     }

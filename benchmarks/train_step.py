@@ -8,7 +8,8 @@ With ``--configs`` the students of pretraining configurations take turns, whatev
 command takes turns with ours, so that a machine whose speed drifts favours neither. With ``--flops`` it also reports
 samples/s and utilisation: matrix products of forward and backward over time, beside the speed of one large product in
 that precision, measured here, or ``--peak-tflops``. ``--losses STEPS`` trains on one batch instead, in each precision
-from the same weights with the same masks, and prints the losses.
+from the same weights with the same masks, and prints the losses. With ``--scalars`` it reports what the figures of a
+run's scalars cost beside a step.
 """
 
 from __future__ import annotations
@@ -37,8 +38,10 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from geomim import GeoMIM, GeoMIMConfig
+from geomim.adapter import measures
 from geomim.adapter.encoders import student_config
 from geomim.method.config import config_from_dict
+from geomim.method.pretrainer import PretrainOutput
 
 SMALL = dict(
     encoder=dict(embed_dims=32, depths=(1, 1, 1, 1), num_heads=(1, 2, 4, 8)),
@@ -85,10 +88,14 @@ def make_model(arguments: argparse.Namespace) -> GeoMIM:
     return GeoMIM(student_of(arguments)).to(arguments.device).train()
 
 
-def losses_of(run: Any, inputs: tuple, masks: Tensor, precision: str, device: str) -> Tensor:
-    """(2,): the reconstruction and the depth loss of one pass, whose sum is to be differentiated."""
+def passed(run: Any, inputs: tuple, masks: Tensor, precision: str, device: str) -> PretrainOutput:
     with precision_context(precision, device):
-        output = run(*inputs, masks)
+        output: PretrainOutput = run(*inputs, masks)
+    return output
+
+
+def losses_of(output: PretrainOutput) -> Tensor:
+    """(2,): the reconstruction and the depth loss, whose sum is to be differentiated."""
     return torch.stack([output.reconstruction_loss, output.depth_loss])
 
 
@@ -111,6 +118,8 @@ def measure(arguments: argparse.Namespace) -> Iterator[Dict[str, Any]]:
             ]
             row.update(first_s=times[0], times_s=times[arguments.warmup :])
             row.update(peak_rss_gib=peak_mib(device) / 2**10, losses=step.losses)
+            if arguments.scalars:
+                row['scalars_s'] = step.scalars_s()
             if arguments.flops:
                 # of the first size alone: products are as many per sample, and other sizes may need a compiled model to fit
                 tflop_per_sample = tflop_per_sample or step.tflop() / batch
@@ -130,15 +139,27 @@ class Step:
         self.masks = model.draw_masks(torch.device(device), torch.Generator().manual_seed(0))
         self._losses: Tensor
 
-    def __call__(self, run: Any) -> None:
+    def __call__(self, run: Any) -> PretrainOutput:
         self.model.zero_grad(set_to_none=True)
-        losses = losses_of(run, self.inputs, self.masks, self.precision, self.device)
+        output = passed(run, self.inputs, self.masks, self.precision, self.device)
+        losses = losses_of(output)
         losses.sum().backward()
         self._losses = losses.detach()
+        return output
 
     @property
     def losses(self) -> List[float]:
         return self._losses.tolist()
+
+    def scalars_s(self) -> float:
+        """Seconds that the figures of a run's scalars take."""
+        means, output = measures.RunningMeans(), self(self.model)
+
+        def note() -> None:
+            with torch.no_grad():
+                means.add(measures.measure(output, self.model.config.view_transform.depth_bins))
+
+        return statistics.median(timed(note, self.device) for _ in range(9))
 
     def tflop(self) -> float:
         with FlopCounterMode(display=False) as counter:
@@ -156,7 +177,8 @@ def learn(arguments: argparse.Namespace) -> Iterator[Dict[str, Any]]:
         found = []
         for _ in range(arguments.losses):
             optimizer.zero_grad(set_to_none=True)
-            losses = losses_of(model, inputs, model.draw_masks(torch.device(device), generator), precision, device)
+            masks = model.draw_masks(torch.device(device), generator)
+            losses = losses_of(passed(model, inputs, masks, precision, device))
             losses.sum().backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 35)
             optimizer.step()
@@ -167,9 +189,11 @@ def learn(arguments: argparse.Namespace) -> Iterator[Dict[str, Any]]:
 def describe(name: str, row: Dict[str, Any]) -> str:
     if 'error' in row:
         return f'{name:<34} {row["error"]}'
+    seconds = statistics.median(row['times_s'])
     text = f'{name:<34} {spread(row["times_s"])} s  peak {row["peak_rss_gib"]:.2f} GiB'
+    if 'scalars_s' in row:
+        text += f'  scalars {1000 * row["scalars_s"]:.1f} ms, {100 * row["scalars_s"] / seconds:.2f} % of the step'
     if 'tflop' in row:
-        seconds = statistics.median(row['times_s'])
         speed = row['tflop'] / seconds
         text += f'  {row["batch"] / seconds:.2f} samples/s  {row["tflop"]:.2f} TFLOP  {speed:.1f} TFLOP/s'
         text += f'  utilisation {100 * speed / row["peak_tflops"]:.0f} %'
@@ -190,6 +214,7 @@ def main() -> None:
     parser.add_argument('--threads', type=int, default=torch.get_num_threads())
     parser.add_argument('--device', default='cpu')
     parser.add_argument('--compile', action='store_true')
+    parser.add_argument('--scalars', action='store_true', help="time the figures of a run's scalars")
     parser.add_argument('--flops', action='store_true', help='count matrix products')
     parser.add_argument('--peak-tflops', type=float, help='of the device in that precision, instead of a measured one')
     parser.add_argument(

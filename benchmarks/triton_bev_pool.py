@@ -43,7 +43,7 @@ class _TritonPool(_BagPool):
     def forward(ctx: Any, depth: Tensor, context: Tensor, plan: PoolPlan) -> Tensor:
         depth, context = depth.contiguous(), context.contiguous()
         ctx.save_for_backward(depth, context)
-        ctx.plan = plan
+        ctx.cells = plan.cells  # what the inherited backward reads
         pooled = torch.empty(plan.num_cells, context.shape[1], dtype=torch.float32, device=context.device)
         sum_cells[(plan.num_cells,)](
             depth,

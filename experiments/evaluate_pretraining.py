@@ -4,7 +4,8 @@
 
 Baselines: the mean target of training frames, cell by cell (it knows everything except what is before the cameras), the
 best map that is constant over the cells, the zero map; the student's own average map in every frame (what its maps lose
-without the frame at hand); for depth, the most frequent bin of each camera's cells.
+without the frame at hand); for depth, the most frequent bin of each camera's cells. CHECKPOINT may be the address of a student
+that comes with the package, such as geomim://resnet_tiny_synthetic/student; --picture draws one frame.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from runs import add_config, read_config, write_json
 from torch import Tensor
 
 from geomim.adapter.step import PretrainBatch
+from geomim.atomic import PathLike, atomic_path
 from geomim.method.depth import depth_labels
 from geomim.method.target import normalise_patches
 
@@ -29,7 +31,7 @@ RANGES = ((0.0, 10.0), (10.0, 20.0), (20.0, 40.0), (0.0, 1e9))  # metres
 MASK_SEED = 0
 
 
-def build(config: Config, checkpoint: Path) -> Any:
+def build(config: Config, checkpoint: PathLike) -> Any:
     """The model with a checkpoint's weights."""
     from mmdet3d.registry import MODELS
 
@@ -138,17 +140,37 @@ def shares(counts: Sequence[Sequence[int]]) -> Dict[str, List[float]]:
     return {name: [hits / max(1, cells), cells] for name, (hits, cells) in zip(names, counts)}
 
 
+def draw(model: Any, val: Any, path: Path) -> None:
+    """What the student makes of the middle validation frame, as the pictures of a training show it."""
+    import cv2
+
+    from geomim.mmengine.pictures import PanelConfig, reconstruction_panel
+
+    (inputs,) = frames(model, [val[len(val) // 2]], 1)
+    batch, view = PretrainBatch(**inputs), model.student.config.view_transform
+    output = model.run_student(inputs, torch.Generator().manual_seed(MASK_SEED))
+    panel = reconstruction_panel(
+        output, batch.images, batch.rig, PanelConfig(view.depth_bins, view.stride, view.output_grid)
+    )
+    with atomic_path(path) as temporary:
+        cv2.imwrite(temporary, panel[..., ::-1])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_config(parser)
-    parser.add_argument('checkpoint', type=Path)
+    parser.add_argument('checkpoint')
     parser.add_argument('--out', type=Path, help='JSON file to write; default: print only')
     parser.add_argument('--max-frames', type=int, default=100, help='of the training and of the validation set')
+    parser.add_argument('--picture', type=Path, help='PNG file to write')
     arguments = parser.parse_args()
     config = read_config(arguments)
     with torch.no_grad():
         model = build(config, arguments.checkpoint)
-        figures = evaluate(model, *datasets(config), arguments.max_frames)
+        train, val = datasets(config)
+        figures = evaluate(model, train, val, arguments.max_frames)
+        if arguments.picture:
+            draw(model, val, arguments.picture)
     print(json.dumps(figures, indent=2))
     if arguments.out:
         write_json(arguments.out, figures)

@@ -137,7 +137,11 @@ def headline(scores: Mapping[str, float], within: Sequence[float] = ()) -> Dict[
     return found
 
 
+def start_name(encoder: Optional[Path]) -> str:
+    """A name for a start, by content."""
+    return 'scratch' if encoder is None else f'encoder-{hashlib.sha256(encoder.read_bytes()).hexdigest()[:8]}'
+
+
 def run_name(encoder: Optional[Path], seed: int, iterations: int) -> str:
     """A folder's name for a run: what it starts from, by content, its seed and its length."""
-    start = 'scratch' if encoder is None else f'encoder-{hashlib.sha256(encoder.read_bytes()).hexdigest()[:8]}'
-    return f'{start}_seed-{seed}_iterations-{iterations}'
+    return f'{start_name(encoder)}_seed-{seed}_iterations-{iterations}'

@@ -6,7 +6,7 @@
 Labels are those of some scenes, drawn once for each share: the lists are nested, and the same for all seeds and arms. The
 teacher learns from the same labels, pretraining sees all training frames without labels. Everything is a run of
 mmengine's Runner. Finished runs are kept, interrupted ones go on from their last checkpoint: the same command again is
-enough. FOLDER/transfer.md and .json are rewritten after each figure. ROOT is a nuScenes folder, synthetic or real.
+enough. FOLDER/transfer.md and .json, of all calls together, are rewritten after each figure. ROOT is a nuScenes folder, synthetic or real.
 """
 
 from __future__ import annotations
@@ -322,6 +322,19 @@ def check_settings(out: Path, settings: Mapping[str, Any]) -> None:
     write_json(path, dict(settings))
 
 
+def read_rows(out: Path) -> List[Row]:
+    """The figures of former calls."""
+    path = out / 'transfer.json'
+    content = json.loads(path.read_text(encoding='utf-8')) if path.is_file() else {'rows': []}
+    return [Row(**row) for row in content['rows']]
+
+
+def with_new(rows: Sequence[Row], found: Sequence[Row]) -> List[Row]:
+    """``rows`` with those of ``found`` added or put in their place, in the order of shares, arms and seeds."""
+    merged = {row[:-1]: row for row in (*rows, *found)}
+    return sorted(merged.values(), key=lambda row: (row.share, list(ARMS).index(row.arm), row.seed))
+
+
 def write_table(out: Path, settings: Mapping[str, Any], rows: Sequence[Row]) -> None:
     write_json(out / 'transfer.json', {**settings, 'rows': [row._asdict() for row in rows]})
     write_text(out / 'transfer.md', markdown(settings, rows))
@@ -360,10 +373,10 @@ def main() -> None:
     study = Study(arguments, prepare(arguments))
     # seed by seed, so that an unfinished study is nearly balanced
     chains = [(share, arm, seed) for seed in arguments.seeds for share in arguments.shares for arm in arguments.arms]
-    rows: List[Row] = []
+    rows = read_rows(arguments.out)
     with side_by_side(arguments.jobs) as pool:
         for found in pool.map(lambda chain: study.chain(*chain), chains):
-            rows += found
+            rows = with_new(rows, found)
             write_table(arguments.out, settings, rows)
             say(
                 '\n'.join(f'{row.share:.0%} {row.arm}, seed {row.seed}: {row.measure} {row.value:.4f}' for row in found)

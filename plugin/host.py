@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import logging
 from types import ModuleType
+from typing import Any, Dict
 
 from torch import nn
 
@@ -40,6 +41,7 @@ from mmdet3d.datasets import build_dataset  # noqa: E402
 from mmdet3d.datasets.dataset_wrappers import CBGSDataset  # noqa: E402
 from mmdet3d.models.builder import BACKBONES, DETECTORS, build_backbone  # noqa: E402
 
+from ..checkpoints import zoo  # noqa: E402
 from ..checkpoints.files import loading_safely  # noqa: E402
 from ..checkpoints.reading import Checkpoint, arrays_of, is_address, open_checkpoint  # noqa: E402
 
@@ -84,6 +86,12 @@ def open_source(source: str) -> Checkpoint:
     if not is_address(source):
         return open_checkpoint(source)
     return Checkpoint(CheckpointLoader.load_checkpoint(source, map_location='cpu'), source)
+
+
+@CheckpointLoader.register_scheme(prefixes=zoo.SCHEME, force=True)
+def load_from_geomim(filename: str, map_location: Any = None) -> Dict[str, Any]:
+    """A network that comes with the package."""
+    return open_checkpoint(filename, map_location or 'cpu').content
 
 
 # `load_from`, `--resume-from` and `init_cfg` of the host's own modules read without executing, too.

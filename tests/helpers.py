@@ -9,7 +9,7 @@ import sys
 import time
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Callable, Mapping, Optional, Sequence
+from typing import Any, Callable, Dict, Mapping, Optional, Sequence, Tuple
 
 import numpy as np
 import torch
@@ -110,3 +110,55 @@ def assert_close_with_gradients(
     graphs = ((value * weight).sum() for value in (ours, theirs))
     for a, b in zip(*(torch.autograd.grad(graph, wanted, retain_graph=True) for graph in graphs)):
         torch.testing.assert_close(a, b)
+
+
+# float16 on a CPU came later than bfloat16
+HALVES = (torch.bfloat16, torch.float16)[: 2 if hasattr(getattr(torch, 'amp', None), 'is_autocast_available') else 1]
+
+
+def assert_near_float32(
+    losses_of: Callable[[], Mapping[str, Any]], model: Any, dtype: torch.dtype, loss: float = 0.02, cosine: float = 0.99
+) -> None:
+    """Losses under autocast are float32 and within ``loss`` of those without it, relative to them; the gradient's size is within five
+    times that, and its direction has this cosine or more."""
+    parameters = [value for value in model.parameters() if value.requires_grad]
+
+    def run(autocast: bool) -> Tuple[Dict[str, Any], Any]:
+        with torch.autocast('cpu', dtype, enabled=autocast):
+            losses = dict(losses_of())
+        model.zero_grad()
+        sum(losses.values()).backward()  # torch.autograd.grad does not know the re-entrant checkpoints of torch < 2.0
+        assert all(value.grad is not None for value in parameters)
+        return losses, torch.cat([value.grad.flatten() for value in parameters])
+
+    (exact, exact_gradient), (rough, rough_gradient) = run(False), run(True)
+    assert {name: value.dtype for name, value in rough.items()} == dict.fromkeys(exact, torch.float32)
+    errors = {name: abs(float(value.detach() / exact[name].detach()) - 1) for name, value in rough.items()}
+    assert max(errors.values()) <= loss, errors
+    size = float(rough_gradient.norm() / exact_gradient.norm())
+    assert abs(size - 1) <= 5 * loss, size
+    found = float(torch.nn.functional.cosine_similarity(rough_gradient, exact_gradient, dim=0))
+    assert found >= cosine, found
+
+
+def plain_depth_figures(results: Sequence[Any], bins: Any) -> Dict[str, float]:
+    """Means of depth figures over the labelled cells of pretraining passes, by distance: a cell at a time, in Python's numbers."""
+    found: Dict[str, float] = {}
+    for lower, upper in ((0, 10), (10, 20), (20, 40)):
+        near, metres, cells = 0.0, 0.0, 0
+        for result in results:
+            labels = result.depth_labels.flatten(0, 1)
+            for image, row, column in (labels >= 0).nonzero().tolist():
+                label = int(labels[image, row, column])
+                if not lower <= bins.lower + (label + 0.5) * bins.step < upper:
+                    continue
+                cells += 1
+                for depth in result.depth:
+                    distribution = depth[image, :, row, column].tolist()
+                    away = abs(distribution.index(max(distribution)) - label)
+                    near += (away <= 1) / len(result.depth)
+                    metres += away * bins.step / len(result.depth)
+        if cells:
+            found[f'depth_within_one_bin_{lower}_{upper}m'] = near / cells
+            found[f'depth_error_{lower}_{upper}m'] = metres / cells
+    return found

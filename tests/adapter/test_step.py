@@ -10,9 +10,11 @@ import torch
 from torch import Tensor
 
 from geomim import GeoMIM
-from geomim.adapter.measures import measure
+from geomim.adapter.measures import RunningMeans, measure
 from geomim.adapter.step import PretrainBatch, pretrain_step
-from geomim.method.depth import depth_labels, depth_maps
+from geomim.method.depth import DepthBins, depth_labels, depth_maps
+
+from ..helpers import plain_depth_figures
 
 Make = Callable[..., Any]
 
@@ -96,3 +98,45 @@ def test_figures_are_of_the_cells_that_the_loss_counts(batch: PretrainBatch, mod
         torch.testing.assert_close(figures['reconstruction_loss'][sample], sum(errors) / len(errors))
         torch.testing.assert_close(figures['target_power'][sample], counted.square().mean())
         torch.testing.assert_close(figures['constant_map_loss'][sample], counted.var(dim=1, unbiased=False).mean())
+
+
+def guessing(result: Any, bins: DepthBins) -> Any:
+    """The pass with labels over all distances but the last, and guesses a few bins away from them."""
+    labels = torch.randint(-1, bins.count - 20, result.depth_labels.shape)
+    near = labels.flatten(0, 1).clamp(min=0) + torch.randint(0, 5, (2, *labels.flatten(0, 1).shape))
+    depth = torch.nn.functional.one_hot(near, bins.count).permute(0, 1, 4, 2, 3).float()
+    return replace(result, depth=tuple(depth), depth_labels=labels)
+
+
+def test_depth_figures_by_distance_are_those_of_a_plain_loop(batch: PretrainBatch, model: GeoMIM) -> None:
+    """Batches of 3 and of 1 samples weigh as their cells do; a sample that is not finite does not count."""
+    bins, means = DepthBins(1.0, 49.0, 0.5), RunningMeans()
+    whole = guessing(run(batch, model), bins)
+    one = guessing(run(batch.first(1), model), bins)
+    for result in (whole, one):
+        means.add(measure(result, bins))
+    found = means.take()
+    expected = plain_depth_figures([whole, one], bins)
+    assert len(expected) == 6
+    assert {name: found[name] for name in expected} == pytest.approx(expected)
+    everywhere = sum(int((result.depth_labels >= 0).sum()) for result in (whole, one))
+    assert found['labelled_cells'] == pytest.approx(everywhere / 4)
+    assert means.take() == {}
+    for result in (whole, replace(whole, target=whole.target * float('nan'))):
+        means.add(measure(result, bins))
+    again = means.take()
+    assert again['reconstruction_loss'] == pytest.approx(float(whole.reconstruction_loss))
+    assert again['depth_error_0_10m'] == pytest.approx(plain_depth_figures([whole], bins)['depth_error_0_10m'])
+
+
+@pytest.mark.skipif(not hasattr(torch, 'get_default_device'), reason='older ones lack operations on the meta device')
+def test_no_figure_is_read_back_before_it_is_taken(batch: PretrainBatch, model: GeoMIM) -> None:
+    """On the meta device, where there is nothing to read."""
+    result = run(batch, model)
+    fields = {name: value.to('meta') for name, value in vars(result).items() if isinstance(value, Tensor)}
+    maps = {name: tuple(part.to('meta') for part in getattr(result, name)) for name in ('predictions', 'bev', 'depth')}
+    means = RunningMeans()
+    for _ in range(2):
+        means.add(measure(replace(result, **fields, **maps), DepthBins(1.0, 49.0, 0.5)))
+    with pytest.raises((RuntimeError, NotImplementedError)):
+        means.take()

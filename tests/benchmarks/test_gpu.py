@@ -100,7 +100,14 @@ def test_a_batch_beyond_the_memory_leaves_the_others(
     monkeypatch.setattr(train_step, 'Step', Step)
     monkeypatch.setattr(train_step, 'make_model', lambda arguments: None)
     arguments = SimpleNamespace(
-        precision=['fp32'], device='cpu', batch=[1, 4, 2], compile=False, flops=False, warmup=0, repeats=1
+        precision=['fp32'],
+        device='cpu',
+        batch=[1, 4, 2],
+        compile=False,
+        flops=False,
+        scalars=False,
+        warmup=0,
+        repeats=1,
     )
     rows = list(train_step.measure(arguments))
     assert [row['batch'] for row in rows] == [1, 4, 2]

@@ -66,6 +66,18 @@ def test_a_checkpoint_fits_the_detector_strictly(unbroken: Path) -> None:
 
 
 @pytest.mark.long
+@pytest.mark.parametrize('name', [DEPTH, STEREO, 'bevdepth4d_map_tiny_synthetic'])
+def test_the_hosts_switch_trains_in_mixed_precision(bevdet_world: Path, tmp_path: Path, name: str) -> None:
+    train(tmp_path, micro_config(name, bevdet_world, iterations=3), '--amp')
+    rows = losses(tmp_path)
+    assert len(rows) == 3
+    assert all(abs(value) < float('inf') for row in rows for value in row.values())
+    saved = checkpoint(tmp_path / 'iter_3.pth')
+    assert 'loss_scaler' in saved['optimizer']
+    assert {value.dtype for value in saved['state_dict'].values() if value.is_floating_point()} == {torch.float32}
+
+
+@pytest.mark.long
 def test_killed_run_resumes_to_the_same_bit_for_bit(
     bevdet_world: Path, encoder: Path, unbroken: Path, tmp_path: Path
 ) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Tuple
+from typing import List, Tuple
 
 import pytest
 import torch
@@ -137,6 +137,24 @@ def test_on_a_cpu_cheap_operations_are_computed_again_and_products_are_not() -> 
     assert len(norms) == 1 + 2, 'the second time in the forward and in the backward'
     assert flops[0] == flops[1] > 0
     assert all(torch.equal(ours, theirs) for ours, theirs in zip(*gradients))
+
+
+@pytest.mark.skipif(
+    not hasattr(torch.nn.functional, 'scaled_dot_product_attention'), reason='bfloat16 on a CPU lacks operations'
+)
+@pytest.mark.parametrize('recompute', [False, True])
+def test_under_autocast_weights_may_be_used_twice(recompute: bool) -> None:
+    """As a backbone's are, on the images of two moments."""
+    block, past, tokens = Block(8, 2), torch.randn(2, 4, 8), torch.randn(2, 4, 8)
+
+    def gradients(autocast: bool) -> List[Tensor]:
+        with torch.autocast('cpu', torch.bfloat16, enabled=autocast):
+            maps = [run_checkpointed(recompute, block, x) for x in (past, tokens)]
+            loss = (maps[0] + maps[1]).float().square().mean()
+        return list(torch.autograd.grad(loss, list(block.parameters())))
+
+    for rough, exact in zip(gradients(True), gradients(False)):
+        torch.testing.assert_close(rough, exact, rtol=0.05, atol=0.02 * float(exact.abs().max()))
 
 
 def test_drop_path_keeps_the_mean_drops_whole_samples_and_rests_in_evaluation() -> None:

@@ -95,3 +95,19 @@ def test_many_points_off_the_grid_fill_several_spare_bags() -> None:
     torch.testing.assert_close(
         bev_pool(depth, context, PoolPlan.build(cells, 5)), bev_pool_plain(depth, context, cells, 5)
     )
+
+
+@pytest.mark.skipif(
+    not hasattr(getattr(torch, 'library', None), 'custom_op'), reason='torch < 2.4 has no operators of a package'
+)
+def test_the_operator_is_what_compilers_are_told() -> None:
+    """Schema, fake implementation and gradients fit what it computes."""
+    depth, context, cells, num_cells = problem('mixed')
+    plan = PoolPlan.build(cells, num_cells)
+    arguments = (depth.requires_grad_(), context.requires_grad_(), cells, plan.point, plan.offset, num_cells)
+    torch.library.opcheck(torch.ops.geomim.bev_pool.default, arguments)
+    with torch.no_grad():
+        grad = torch.randn(num_cells, context.shape[1], dtype=context.dtype)
+        torch.library.opcheck(
+            torch.ops.geomim.bev_pool_gradients.default, (grad, depth.detach(), context.detach(), cells)
+        )

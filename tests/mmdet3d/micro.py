@@ -1,7 +1,7 @@
 """The smallest pretraining run through mmengine's real Runner: a configuration, and a script that runs it in a process of its own.
 
 python micro.py WORK_DIR DATA_ROOT [--config NAME] [--load-from FILE] [--iters N] [--epochs N] [--workers N] [--resume] [--kill-at N]
-    [--launcher pytorch] [--encoder JSON] [--average]
+    [--launcher pytorch] [--encoder JSON] [--zero] [--average]
 """
 
 from __future__ import annotations
@@ -101,6 +101,7 @@ def main() -> None:
     parser.add_argument('--resume', action='store_true')
     parser.add_argument('--launcher', default='none')
     parser.add_argument('--encoder', type=json.loads)
+    parser.add_argument('--zero', action='store_true', help='states of the optimizer spread over the processes')
     parser.add_argument('--average', action='store_true', help="by mmengine's own hook")
     arguments = parser.parse_args()
     config = micro_config(arguments.work_dir, arguments.data_root, arguments.iters, arguments.config)
@@ -113,6 +114,9 @@ def main() -> None:
         config.model.student.encoder = arguments.encoder
     if arguments.epochs:
         by_epoch(config, arguments.epochs)
+    if arguments.zero:
+        optimizer = config.optim_wrapper.optimizer
+        optimizer.update(type='ZeroRedundancyOptimizer', optimizer_type=optimizer.type)
     if arguments.average:
         config.custom_hooks.insert(0, dict(type='EMAHook', momentum=0.5))
     config.train_dataloader.num_workers = arguments.workers

@@ -113,6 +113,19 @@ def test_two_processes_train(small_world: Path, tmp_path: Path) -> None:
     assert (tmp_path / 'two' / 'iter_2.pth').is_file()
 
 
+@pytest.mark.long
+def test_a_spread_optimizer_trains_and_resumes_as_a_whole_one(small_world: Path, tmp_path: Path) -> None:
+    """mmengine's ZeroRedundancyOptimizer: its state is gathered for each checkpoint, and spread again."""
+    whole, spread = tmp_path / 'whole', tmp_path / 'spread'
+    run(whole, small_world, launcher='2')
+    run(spread, small_world, '--zero', '--kill-at', '3', launcher='2', status=1)
+    run(spread, small_world, '--zero', '--resume', launcher='2')
+    ours, theirs = weights(spread / 'iter_4.pth'), weights(whole / 'iter_4.pth')
+    assert ours.keys() == theirs.keys()
+    for name, value in theirs.items():
+        torch.testing.assert_close(ours[name], value, rtol=1e-5, atol=1e-6, msg=name)
+
+
 def test_two_processes_give_the_gradients_of_one(small_world: Path, tmp_path: Path) -> None:
     """Each rank takes one sample; the mean of the single-process gradients of the two samples is what DDP must give."""
     output = tmp_path / 'gradients'

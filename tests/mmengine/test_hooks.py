@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,6 +24,8 @@ from geomim.checkpoints.loading import load_encoder
 from geomim.mmdet3d import EncoderExportHook, ReconstructionPicturesHook, TeacherGuardHook
 from geomim.mmdet3d.teacher import BEVTeacher, TeacherRecord
 from geomim.mmengine.hooks import left_as_found
+
+from ..helpers import plain_depth_figures
 
 ENCODER = {
     'embed_dims': 8,
@@ -96,10 +99,12 @@ def sample(index: int) -> Dict[str, Any]:
         'img_aug_matrix': eye,
         'bev_aug_matrix': np.eye(4),
     }
+    depth = torch.rand(2, 64, 96, generator=generator) * 12
     inputs = {
         'img': torch.randint(0, 256, (2, 3, 64, 96), generator=generator, dtype=torch.uint8),
         'points': torch.randn(200, 5, generator=generator) * 4,
-        'depth_map': torch.rand(2, 64, 96, generator=generator) * 12,
+        'depth_map': depth
+        * (torch.rand(2, 64, 96, generator=generator) < 0.02),  # most cells have their nearest in a bin
     }
     return {'inputs': inputs, 'data_samples': BaseDataElement(metainfo=meta)}
 
@@ -130,7 +135,9 @@ def make_runner(
         },
         train_cfg={'by_epoch': True, 'max_epochs': epochs},
         optim_wrapper={'type': 'SkipNonFiniteOptimWrapper', 'optimizer': {'type': 'AdamW', 'lr': 1e-3}},
-        default_hooks={'checkpoint': None, 'logger': {'type': 'LoggerHook', 'interval': 100}},
+        default_hooks=changes.pop(
+            'default_hooks', {'checkpoint': None, 'logger': {'type': 'LoggerHook', 'interval': 100}}
+        ),
         visualizer={
             'type': 'Visualizer',
             'vis_backends': [{'type': 'LocalVisBackend'}, {'type': 'TensorboardVisBackend'}],
@@ -159,6 +166,43 @@ class Recorder(Hook):
         # In 'VERY_LOW', after the pictures.
         state = (torch.get_rng_state().sum().item(), random.getstate()[1][:5], int(np.random.get_state()[1].sum()))
         self.seen.append((float(outputs['loss']), state, batch_idx))
+
+
+def test_scalars_stand_beside_the_losses_and_training_is_bit_for_bit_the_same(tmp_path: Path) -> None:
+    """Each over the iterations since the last log: depth and reconstruction against plain loops, speed against the host's times."""
+    weights, passes = [], []
+
+    def note(student: nn.Module, _: Any, result: Any) -> None:
+        if student.training:
+            passes.append(result)
+
+    for hooks in (
+        [],
+        [{'type': 'GeoMIMScalarsHook'}, {'type': 'ReconstructionPicturesHook', 'interval': 2, 'width': 500}],
+    ):
+        logger = {'checkpoint': None, 'logger': {'type': 'LoggerHook', 'interval': 3}}
+        runner = make_runner(tmp_path, hooks, default_hooks=logger, log_processor={'window_size': 3})
+        if hooks:
+            runner.model.student.register_forward_hook(note)
+        runner.train()
+        weights.append(runner.model.state_dict())
+    assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
+    (file,) = (path for path in tmp_path.rglob('scalars.json') if 'explained' in path.read_text())
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    assert [row['iter'] for row in rows] == [3, 6]
+    assert len(passes) == 6
+    for row, window in zip(rows, (passes[:3], passes[3:])):
+        depth = plain_depth_figures(window, runner.model.student.config.view_transform.depth_bins)
+        assert list(depth) == ['depth_within_one_bin_0_10m', 'depth_error_0_10m']  # the bins end at 9 m
+        assert {name: row[name] for name in depth} == pytest.approx(depth)
+        errors, constant = 0.0, 0.0
+        for result in window:
+            errors += float(torch.stack([(map_ - result.target).square().mean() for map_ in result.predictions]).mean())
+            constant += float(result.target.var(dim=(2, 3), unbiased=False).mean())
+        assert row['explained'] == pytest.approx(1 - errors / constant, rel=1e-4)
+        assert row['samples_per_s'] == pytest.approx(2 / row['time'])
+        assert row['loader_wait'] == pytest.approx(row['data_time'] / row['time'])
+    assert not [hook for hook in runner.model.student._forward_hooks.values() if hook is not note]
 
 
 def test_pictures_are_written_and_training_is_bit_for_bit_the_same(tmp_path: Path) -> None:

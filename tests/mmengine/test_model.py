@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 pytest.importorskip('mmengine')
 
-from mmengine.registry import MODELS
+from mmengine.registry import METRICS, MODELS
 
 import geomim.mmengine  # noqa: F401
 
@@ -74,3 +74,23 @@ def test_ranks_share_their_masks_unless_told_otherwise(
             model({}, mode='loss')
         assert [torch.equal(drawn[0], one) for one in drawn[1:]] == [shared] * 2
     assert not torch.equal(at[5][0], at[6][0])
+
+
+def test_figures_of_cells_weigh_by_their_cells_in_validation() -> None:
+    rows = [
+        {'reconstruction_loss': 0.2, 'constant_map_loss': 1.0, 'depth_error_0_10m': 8.0, 'labelled_cells_0_10m': 1},
+        {'reconstruction_loss': 0.6, 'constant_map_loss': 0.6, 'depth_error_0_10m': 4.0, 'labelled_cells_0_10m': 3},
+        {'reconstruction_loss': 0.4, 'constant_map_loss': 0.8, 'depth_error_0_10m': 0.0, 'labelled_cells_0_10m': 0},
+    ]
+    metric = METRICS.build(dict(type='ReconstructionMetric'))
+    metric.process(None, [{'geomim': row} for row in rows])
+    found = metric.compute_metrics(metric.results)
+    assert found == pytest.approx(
+        dict(
+            reconstruction_loss=0.4,
+            constant_map_loss=0.8,
+            depth_error_0_10m=5.0,
+            labelled_cells_0_10m=4 / 3,
+            explained=0.5,
+        )
+    )

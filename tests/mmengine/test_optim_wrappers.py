@@ -100,10 +100,19 @@ def counts(wrapper: OptimWrapper) -> Dict[str, int]:
     return wrapper.message_hub.get_info('skipped_steps')
 
 
+@OPTIM_WRAPPERS.register_module()
+class UsersOwnWrapper(OptimWrapper):
+    pass
+
+
 @pytest.mark.parametrize('value', [NAN, float('inf')])
-def test_a_bad_batch_leaves_no_trace(value: float, messages: List[str]) -> None:
+@pytest.mark.parametrize(
+    'kind', ['SkipNonFiniteOptimWrapper', 'OptimWrapper', 'AmpOptimWrapper', 'UsersOwnWrapper', UsersOwnWrapper]
+)
+def test_a_bad_batch_leaves_no_trace(kind: Any, value: float, messages: List[str]) -> None:
     net = new_net()
-    wrapper = build(net)
+    wrapper = build(net, kind) if kind == 'SkipNonFiniteOptimWrapper' else build(net, kind, skip_nonfinite=True)
+    assert isinstance(wrapper, OPTIM_WRAPPERS.get(kind) if isinstance(kind, str) else kind)
     step(net, wrapper, BATCHES[0])
     before = trace(net, wrapper)
     step(net, wrapper, bad(BATCHES[1], value), 'sample-seven')
@@ -186,6 +195,45 @@ def test_infinite_statistics_of_a_finite_loss_are_undone() -> None:
     handle.remove()
     assert same(before, trace(net, wrapper))
     assert counts(wrapper)['total'] == 1
+
+
+@pytest.mark.parametrize(
+    'options', [{}, dict(skip_nonfinite=False), dict(skip_nonfinite=False, limit=3, total_limit=9)]
+)
+def test_the_hosts_wrappers_take_every_step_unless_told(options: Dict[str, Any]) -> None:
+    net = new_net()
+    wrapper = build(net, 'OptimWrapper', **options)
+    assert type(wrapper) is OptimWrapper
+    step(net, wrapper, bad(BATCHES[0]))
+    assert not all(bool(p.isfinite().all()) for p in net.parameters())
+
+
+def test_the_former_names_and_limits_go_on_over_a_config_that_says_skip_nonfinite() -> None:
+    net = new_net()
+    for kind in ('SkipNonFiniteOptimWrapper', 'SkipNonFiniteAmpOptimWrapper', 'OptimWrapper'):
+        wrapper = build(net, kind, skip_nonfinite=True, limit=3, total_limit=None)
+        assert (wrapper.limit, wrapper.total_limit) == (3, None)
+    with pytest.raises(ValueError, match="skip_nonfinite=False and type='SkipNonFiniteOptimWrapper' contradict"):
+        build(net, skip_nonfinite=False)
+    with pytest.raises(KeyError, match='NoSuchWrapper is not in'):
+        build(net, 'NoSuchWrapper', skip_nonfinite=True)
+
+
+@pytest.mark.parametrize('dtype', [None, 'bfloat16', torch.bfloat16])
+def test_mixed_precision_trains_on_a_cpu(dtype: Any) -> None:
+    net = new_net()
+    wrapper = build(net, 'AmpOptimWrapper', skip_nonfinite=True, loss_scale='dynamic', dtype=dtype)
+    before, seen = trace(net, wrapper), []
+    net.inner[2].register_forward_hook(lambda _, __, output: seen.append(output.dtype))
+    step(net, wrapper, BATCHES[0])
+    assert seen == [torch.bfloat16]
+    assert not same(before, trace(net, wrapper))
+    assert all(p.dtype == torch.float32 for p in net.parameters())
+
+
+def test_another_type_on_a_cpu_is_refused_before_the_first_step() -> None:
+    with pytest.raises(ValueError, match=r"dtype=torch.float16 needs a GPU.*dtype='bfloat16'"):
+        build(new_net(), 'AmpOptimWrapper', dtype='float16')
 
 
 def test_more_skips_in_a_row_than_the_limit_stop_the_run() -> None:
@@ -280,12 +328,11 @@ def test_the_count_survives_a_resume_of_a_real_runner(tmp_path: Path, monkeypatc
 
 
 def amp_wrapper(net: nn.Module, monkeypatch: pytest.MonkeyPatch, **kwargs: Any) -> OptimWrapper:
-    """mmengine's AMP wrapper refuses a CPU; its arithmetic does not."""
+    """With the loss scaler of a CPU; the host's is CUDA's, and idle without one."""
     from mmengine.optim.optimizer import amp_optimizer_wrapper as module
 
     if not hasattr(torch.amp, 'GradScaler'):
         pytest.skip('this torch has no loss scaler for a CPU')
-    monkeypatch.setattr(module, 'is_cuda_available', lambda: True)
     monkeypatch.setattr(module, 'GradScaler', functools.partial(torch.amp.GradScaler, 'cpu'))
     return build(net, 'SkipNonFiniteAmpOptimWrapper', dtype='bfloat16', **kwargs)
 

@@ -51,6 +51,14 @@ def test_weights_are_read_from_everywhere(tmp_path: Path, kind: str, monkeypatch
     assert loaded['best'] == 0.5
 
 
+def test_networks_of_the_package_are_found_by_their_address() -> None:
+    address = 'geomim://centerpoint_pillar_tiny_synthetic'
+    for loaded in (CheckpointLoader.load_checkpoint(address), open_source(address).content):
+        assert loaded['state_dict']['pts_backbone.blocks.0.0.weight'].dtype == torch.float32
+    with pytest.raises(ValueError, match="no network 'other' comes with the package"):
+        CheckpointLoader.load_checkpoint('geomim://other')
+
+
 @pytest.mark.parametrize('gpu_ids, iteration', [('gpu_ids = range(0, 2)', 20), ('gpu_ids = [0]', 10), ('', 10)])
 def test_resuming_executes_no_configuration(tmp_path: Path, gpu_ids: str, iteration: int) -> None:
     """And still scales the iteration by the number of GPUs that the text names."""

@@ -25,7 +25,7 @@ from bootstrap import cache_folder
 
 ROOT = Path(__file__).resolve().parents[2]
 PROJECT = 'projects/GeoMIM'
-LEFT_OUT = ('__pycache__', '*.egg-info', '*.pyc', 'py.typed')
+LEFT_OUT = ('__pycache__', '*.egg-info', '*.pyc', 'py.typed', '*.pth')
 # hook of the checkout -> distribution that brings it
 TOOLS = {
     'flake8': 'flake8',

@@ -67,7 +67,8 @@ test_evaluator = val_evaluator
 
 train_cfg = dict(type='IterBasedTrainLoop', max_iters=iterations, val_interval=iterations)
 optim_wrapper = dict(
-    type='SkipNonFiniteOptimWrapper',
+    type='OptimWrapper',
+    skip_nonfinite=True,
     optimizer=dict(type='AdamW', lr=lr, weight_decay=0.01),
     clip_grad=dict(max_norm=35, norm_type=2),
 )

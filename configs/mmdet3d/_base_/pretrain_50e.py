@@ -5,7 +5,8 @@ epochs = 50
 lr = 2e-4
 
 optim_wrapper = dict(
-    type='SkipNonFiniteOptimWrapper',
+    type='OptimWrapper',
+    skip_nonfinite=True,
     optimizer=dict(type='AdamW', lr=lr, weight_decay=0.01),
     clip_grad=dict(max_norm=35, norm_type=2),
 )

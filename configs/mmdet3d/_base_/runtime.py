@@ -2,6 +2,7 @@
 default_scope = 'mmdet3d'
 default_hooks = dict(
     timer=dict(type='IterTimerHook'),
+    scalars=dict(type='GeoMIMScalarsHook'),
     logger=dict(type='LoggerHook', interval=50),
     param_scheduler=dict(type='ParamSchedulerHook'),
     checkpoint=dict(type='CheckpointHook', interval=1, max_keep_ckpts=2),

@@ -1,4 +1,4 @@
-# The tiny GeoMIM on the synthetic world, with the LiDAR detector trained there as its teacher. The tap is the first
+# The tiny GeoMIM on the synthetic world, with a LiDAR detector trained on a larger one as its teacher. The tap is the first
 # block of its backbone, (B, 64, Y, X) of 90 x 90 cells of 1.2 m: local, as the sparse encoder's output in the paper. Behind
 # the neck, most of a map is a pattern that hardly changes from frame to frame. The images have 400 x 225 pixels.
 _base_ = './geomim_tiny_cpu.py'
@@ -16,7 +16,7 @@ model = dict(
         tap='pts_backbone.blocks.0',
         grid=dict(x_bound=(-54.0, 54.0, 1.2), y_bound=(-54.0, 54.0, 1.2), axis_order='yx'),
         channels=64,
-        checkpoint='work_dirs/centerpoint_pillar_tiny_synthetic/iter_600.pth',
+        checkpoint='geomim://centerpoint_pillar_tiny_synthetic',  # comes with the package
     ),
 )
 # Next to no augmentation, one sample a step: in minutes, what varies less is learnt sooner.

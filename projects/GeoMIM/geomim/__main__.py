@@ -6,7 +6,7 @@ import argparse
 import sys
 from typing import List, Optional
 
-from .commands import detect, env, files, infos, synthesize, verify
+from .commands import detect, env, files, infos, synthesize, verify, zoo
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -19,6 +19,7 @@ def build_parser() -> argparse.ArgumentParser:
         ('synthesize', synthesize.add_arguments, synthesize.run, 'make a small world in the nuScenes format'),
         ('infos', infos.add_arguments, infos.run, 'make the info files of a nuScenes folder'),
         ('detect', detect.add_arguments, detect.run, 'run a finetuned detector, write results and pictures'),
+        ('zoo', zoo.add_arguments, zoo.run, 'list the small networks that come with the package'),
         ('env', env.add_arguments, env.run, 'say what is installed, for an issue'),
     ):
         command = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + '.')

@@ -22,6 +22,8 @@ from geomim.bevdet.map.head import BEVMapSegHead, sample_positions, sigmoid_foca
 from geomim.bevdet.map.spec import MapSpec
 from geomim.method.grid import BEVGrid
 
+from ...helpers import HALVES, assert_near_float32
+
 BEV = BEVGrid((-8.0, 16.0, 2.0), (-6.0, 6.0, 1.5), axis_order='yx')  # 12 x 8 cells
 MAP = dict(x=[-6.0, 15.0, 1.0], y=[-5.0, 5.5, 0.5])
 
@@ -101,6 +103,26 @@ def test_predictions_are_probabilities_with_their_description() -> None:
     found = model.predict([bev], [])
     assert [maps.metainfo for maps in found] == [model.spec.as_meta()] * 2
     assert torch.equal(torch.stack([maps.data for maps in found]), model([bev]).sigmoid())
+
+
+@pytest.mark.parametrize('dtype', HALVES)
+def test_mixed_precision_is_near_float32(dtype: torch.dtype) -> None:
+    """Features as a detector's BEV encoder puts them out, on a grid fine enough for its cells to show."""
+    wide = BEVGrid((-51.2, 51.2, 0.8), (-51.2, 51.2, 0.8), axis_order='yx')
+    model = head(bev_grid=wide, map_grid=dict(x=[-50.0, 50.0, 0.5], y=[-50.0, 50.0, 0.5])).eval()
+    bev, samples = torch.randn(2, 4, 128, 128).to(dtype), [labelled(model.spec, seed) for seed in range(2)]
+
+    def losses() -> Dict[str, torch.Tensor]:
+        return model.loss([bev if torch.is_autocast_enabled('cpu') else bev.float()], samples)
+
+    assert_near_float32(losses, model, dtype)
+    classifier, model.classifier = model.classifier, torch.nn.Identity()
+    sampled = model([bev])
+    model.classifier = classifier
+    assert sampled.dtype == dtype
+    x, y = 128 * (model.positions[0].numpy() + 1).transpose(2, 0, 1) / 2 - 0.5
+    expected = map_coordinates(bev[1, 3].float().numpy(), [y, x], order=1)
+    assert float((sampled[1, 3].float() - torch.from_numpy(expected)).abs().max()) < 0.02
 
 
 def test_names_of_parameters_are_those_of_bevfusions_head() -> None:

@@ -190,6 +190,17 @@ def test_deformable_convolution_takes_any_number_of_images() -> None:
     assert not images.grad[:-1].any()
 
 
+def test_deformable_convolution_stays_float32_under_autocast() -> None:
+    """mmcv has none for bfloat16, and offsets are places."""
+    layer = DepthNet(4, 4, CHANNELS, 5, use_dcn=True, use_aspp=False).depth_conv[-2]
+    torch.nn.init.normal_(layer.conv_offset.weight)
+    images = torch.randn(3, 4, 5, 6).bfloat16()
+    with torch.autocast('cpu', torch.bfloat16):
+        found = layer(images)
+    assert found.dtype == torch.float32
+    assert torch.equal(found, layer(images.float()))
+
+
 @pytest.mark.parametrize('stereo', [False, True])
 def test_recomputing_changes_no_gradient(stereo: bool) -> None:
     gradients = []

@@ -4,7 +4,8 @@ _base_ = '../runtime.py'
 epochs = 20
 
 optim_wrapper = dict(
-    type='SkipNonFiniteOptimWrapper',
+    type='OptimWrapper',
+    skip_nonfinite=True,
     optimizer=dict(type='AdamW', lr=2e-4, weight_decay=1e-2),
     clip_grad=dict(max_norm=5, norm_type=2),
 )

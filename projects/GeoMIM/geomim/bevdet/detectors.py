@@ -279,6 +279,10 @@ class BEVDet4D(BEVDet):
         for frame in order:
             with torch.set_grad_enabled(torch.is_grad_enabled() and frame == 0):
                 result, stereo = self.lift_frame(frames, cam2key, frame, stereo)
+            if (
+                frame
+            ):  # older versions of torch keep the casts made here, and the key frame's weights would get no gradient
+                torch.clear_autocast_cache()
             if result is not None:
                 lifted[frame] = result
         return self._side_by_side(lifted, frames, cam2key), lifted[0].depth

@@ -14,6 +14,7 @@ from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Tuple
 import torch
 
 from ..atomic import PathLike
+from . import zoo
 
 _MOST_GPUS = 4096
 _LOAD = torch.load  # `reading_safely` replaces the name for a while
@@ -207,13 +208,18 @@ class Checkpoint:
 def open_checkpoint(
     path: PathLike, map_location: Any = 'cpu', further: Optional[Mapping[str, Any]] = None
 ) -> Checkpoint:
-    """A checkpoint file, read by :func:`load_safely`, or one of the safetensors format, which holds nothing but tensors.
+    """A checkpoint file, read by :func:`load_safely`, or one of the safetensors format, which holds nothing but tensors; or a network
+    that comes with the package, by its address ``geomim://NAME``.
 
     Raises:
         FileNotFoundError: no such file.
         ImportError: a ``.safetensors`` file, and the package of that name is not installed.
         ValueError: truncated, no checkpoint, no dictionary, or naming functions that run code.
     """
+    if zoo.is_shipped(path):
+        file, part = zoo.locate(str(path))
+        state = open_checkpoint(file, map_location).content['state_dict']
+        return Checkpoint({'state_dict': zoo.part_of(state, part)}, str(path))
     path = Path(path).expanduser()
     if not path.is_file():
         raise FileNotFoundError(f'checkpoint {path} does not exist')

@@ -5,8 +5,9 @@ Shape legend: B sequences, L tokens, C channels, h heads, d channels of a head.
 
 from __future__ import annotations
 
+import contextlib
 from functools import lru_cache, partial
-from typing import Any, Callable, FrozenSet, Optional, Tuple
+from typing import Any, Callable, ContextManager, FrozenSet, Optional, Tuple
 
 import torch
 import torch.nn.functional as F
@@ -76,6 +77,13 @@ def _products() -> FrozenSet[Any]:
     return frozenset(getattr(torch.ops.aten, name) for name in names if hasattr(torch.ops.aten, name))
 
 
+def _without_cast_cache() -> ContextManager[Any]:
+    """Autocast as it is on the CPU, but for its cache: recomputation refuses a cast that the forward took from there."""
+    if not torch.is_autocast_enabled('cpu'):
+        return contextlib.nullcontext()
+    return torch.autocast('cpu', torch.get_autocast_dtype('cpu'), cache_enabled=False)
+
+
 def run_checkpointed(enabled: bool, block: Callable[..., Tensor], x: Tensor, *args: Any) -> Tensor:
     """``block(x, *args)``, its activations recomputed in the backward if ``enabled`` and a gradient is wanted.
 
@@ -89,7 +97,8 @@ def run_checkpointed(enabled: bool, block: Callable[..., Tensor], x: Tensor, *ar
         return checkpoint(block, x, *args, use_reentrant=False)
     if x.device.type == 'cpu' and hasattr(checkpointing, 'create_selective_checkpoint_contexts'):
         contexts = partial(checkpointing.create_selective_checkpoint_contexts, _keep_products)
-        return checkpoint(block, x, *args, use_reentrant=False, context_fn=contexts)
+        with _without_cast_cache():
+            return checkpoint(block, x, *args, use_reentrant=False, context_fn=contexts)
     return block(x, *args)
 
 

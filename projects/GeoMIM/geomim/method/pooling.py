@@ -9,13 +9,14 @@ Shape legend: M feature cells of a batch, D depth bins, P = M * D points, C chan
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Tuple
+from typing import Any, Callable, Tuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+_SUM = 0  # embedding_bag's number for it
 _SPARE_BAG = 256  # points of a spare bag; one bag for all points off the grid would be one slow thread on a GPU
 
 
@@ -48,34 +49,76 @@ class PoolPlan:
         return cls(cells, point, torch.searchsorted(ranked, bags), num_cells)
 
 
+def _pool(depth: Tensor, context: Tensor, cells: Tensor, point: Tensor, offset: Tensor, num_cells: int) -> Tensor:
+    """Each BEV cell is a bag of context rows."""
+    # point p is depth bin p % D of context row p // D
+    rows = torch.div(point, depth.shape[1], rounding_mode='floor')
+    weights = depth.reshape(-1)[point]
+    return F.embedding_bag(rows, context, offset, mode='sum', per_sample_weights=weights)[:num_cells]
+
+
+def _pool_gradients(grad: Tensor, depth: Tensor, context: Tensor, cells: Tensor) -> Tuple[Tensor, Tensor]:
+    """Gradients of depth and context: each context row is a bag of D rows of the gradient map ``grad`` (V, C)."""
+    on_grid, bags = cells >= 0, torch.arange(cells.shape[0], device=cells.device)
+    weights = torch.where(on_grid, depth, torch.zeros_like(depth))
+    rows, places = grad.contiguous(), cells.clamp(min=0)
+    # the gradient of context row m: the sum over its D points of depth * gradient of their cells
+    grad_context = F.embedding_bag(places, rows, mode='sum', per_sample_weights=weights)
+    # and that of the depth: the scalar product of the context row with the gradient of its point's cell
+    bins = cells.shape[1]
+    grad_weights = torch.ops.aten._embedding_bag_per_sample_weights_backward(
+        context.contiguous(), rows, places.flatten(), bags * bins, bags.repeat_interleave(bins), _SUM
+    )
+    return torch.where(on_grid, grad_weights.view_as(depth), torch.zeros_like(depth)), grad_context
+
+
 class _BagPool(torch.autograd.Function):
-    """Forward: each BEV cell is a bag of context rows. Backward: each context row is a bag of D rows of the gradient map."""
+    """The pooling where torch has no operators of a package's own."""
 
     @staticmethod
     def forward(ctx: Any, depth: Tensor, context: Tensor, plan: PoolPlan) -> Tensor:
         ctx.save_for_backward(depth, context)
-        ctx.plan = plan
-        # point p is depth bin p % D of context row p // D
-        rows = torch.div(plan.point, depth.shape[1], rounding_mode='floor')
-        weights = depth.reshape(-1)[plan.point]
-        pooled = F.embedding_bag(rows, context, plan.offset, mode='sum', per_sample_weights=weights)
-        return pooled[: plan.num_cells]
+        ctx.cells = plan.cells
+        return _pool(depth, context, plan.cells, plan.point, plan.offset, plan.num_cells)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Tuple[Tensor, Tensor, None]:
         depth, context = ctx.saved_tensors
-        cells = ctx.plan.cells
-        on_grid = cells >= 0
-        with torch.enable_grad():
-            weights = torch.where(on_grid, depth.detach(), torch.zeros_like(depth)).requires_grad_()
-            # the gradient of context row m: the sum over its D points of depth * gradient of their cells
-            # torch 1.10 fails an internal assertion when only the weights want a gradient; that of the rows is never computed.
-            rows = grad.detach().contiguous().requires_grad_()
-            grad_context = F.embedding_bag(cells.clamp(min=0), rows, mode='sum', per_sample_weights=weights)
-            # and that of the depth: the scalar product of the context row with the gradient of its point's cell
-            (grad_weights,) = torch.autograd.grad(grad_context, weights, context)
-        return torch.where(on_grid, grad_weights, torch.zeros_like(depth)), grad_context.detach(), None
+        return (*_pool_gradients(grad, depth, context, ctx.cells), None)
+
+
+def _define_operator() -> Callable[..., Tensor]:
+    """``geomim::bev_pool``, which compilers take as a whole: no graph breaks at it, or loses the plan's bags in a loop."""
+    define = torch.library.custom_op
+    pool = define(
+        'geomim::bev_pool',
+        _pool,
+        mutates_args=(),
+        schema='(Tensor depth, Tensor context, Tensor cells, Tensor point, Tensor offset, int num_cells) -> Tensor',
+    )
+    gradients = define(
+        'geomim::bev_pool_gradients',
+        _pool_gradients,
+        mutates_args=(),
+        schema='(Tensor grad, Tensor depth, Tensor context, Tensor cells) -> (Tensor, Tensor)',
+    )
+    pool.register_fake(
+        lambda depth, context, cells, point, offset, num_cells: context.new_empty(num_cells, context.shape[1])
+    )
+    gradients.register_fake(lambda grad, depth, context, cells: (torch.empty_like(depth), torch.empty_like(context)))
+
+    def save(ctx: Any, inputs: Tuple[Any, ...], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs[:3])
+
+    def backward(ctx: Any, grad: Tensor) -> Tuple[Any, ...]:
+        return (*gradients(grad, *ctx.saved_tensors), None, None, None, None)
+
+    pool.register_autograd(backward, setup_context=save)
+    return pool
+
+
+_operator = _define_operator() if hasattr(getattr(torch, 'library', None), 'custom_op') else None  # torch >= 2.4
 
 
 def bev_pool(depth: Tensor, context: Tensor, plan: PoolPlan) -> Tensor:
@@ -89,7 +132,9 @@ def bev_pool(depth: Tensor, context: Tensor, plan: PoolPlan) -> Tensor:
     Returns:
         (V, C): sum over the points of a cell of depth * context. Differentiable (once) in both.
     """
-    return _BagPool.apply(depth, context, plan)
+    if _operator is None:
+        return _BagPool.apply(depth, context, plan)
+    return _operator(depth, context, plan.cells, plan.point, plan.offset, plan.num_cells)
 
 
 def bev_pool_plain(depth: Tensor, context: Tensor, cells: Tensor, num_cells: int) -> Tensor:

@@ -18,6 +18,7 @@ from .model import GeoMIMPretrainer
 from .optim_wrappers import SkipNonFiniteAmpOptimWrapper, SkipNonFiniteOptimWrapper
 from .preprocessor import GeoMIMDataPreprocessor
 from .randomness import EpochSeedHook, GeoMIMSeedHook, IterationSeedHook
+from .scalars import GeoMIMScalarsHook
 
 compat.apply()
 
@@ -28,6 +29,7 @@ __all__ = [
     'GeoMIMDataPreprocessor',
     'GeoMIMEncoderExportHook',
     'GeoMIMPretrainer',
+    'GeoMIMScalarsHook',
     'GeoMIMSeedHook',
     'GeoMIMSwin',
     'GeoMIMTeacherGuardHook',

@@ -61,12 +61,12 @@ class GeoMIMCheckpointHook(CheckpointHook):
             runner.val_loop.run()
 
     def _save_checkpoint_with_step(self, runner: Any, step: int, meta: Dict[str, Any]) -> None:
-        with self._nothing_lost(runner) as saving:
+        with _gathered_states(runner), self._nothing_lost(runner) as saving:
             super()._save_checkpoint_with_step(saving, step, meta)
 
     def _save_best_checkpoint(self, runner: Any, metrics: Dict[str, Any]) -> None:
         if self.save_best:
-            with self._nothing_lost(runner) as saving:
+            with _gathered_states(runner), self._nothing_lost(runner) as saving:
                 super()._save_best_checkpoint(saving, metrics)
 
     @contextmanager
@@ -87,6 +87,27 @@ class GeoMIMCheckpointHook(CheckpointHook):
             self.file_backend = backend
         best = getattr(self, 'best_ckpt_path', None), *getattr(self, 'best_ckpt_path_dict', {}).values()
         later.remove_now({str(path) for path in (self.last_ckpt, *best)})
+
+
+@contextmanager
+def _gathered_states(runner: Any) -> Iterator[None]:
+    """The states of optimizers that are spread over the processes (ZeRO), gathered by all of them.
+
+    The host would ask for them while it saves, on the first process alone, which would wait for the others for ever.
+    """
+    wrappers = getattr(runner, 'optim_wrapper', None)
+    found = [
+        wrapper.optimizer for wrapper in (wrappers.values() if hasattr(wrappers, 'values') else [wrappers]) if wrapper
+    ]
+    spread = [optimizer for optimizer in found if hasattr(optimizer, 'consolidate_state_dict')]
+    for optimizer in spread:
+        optimizer.consolidate_state_dict()
+        optimizer.consolidate_state_dict = lambda *_, **__: None
+    try:
+        yield
+    finally:
+        for optimizer in spread:
+            del optimizer.consolidate_state_dict
 
 
 def _is_local(backend: Any) -> bool:

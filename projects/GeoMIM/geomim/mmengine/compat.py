@@ -11,11 +11,13 @@ from typing import Any, Callable, Dict
 
 import mmengine
 import mmengine.dist.utils as dist_utils
+import mmengine.optim.optimizer.amp_optimizer_wrapper as host_amp
 import mmengine.runner.checkpoint as host_checkpoint
 import mmengine.runner.runner as host_runner
 import numpy as np
 import torch
 import torch.distributed as torch_dist
+from mmengine.device import get_device
 from mmengine.logging import HistoryBuffer, print_log
 from mmengine.runner.checkpoint import CheckpointLoader
 
@@ -86,6 +88,24 @@ def _init_dist_without_gpu(backend: str, init_backend: str = 'torch', **kwargs: 
     torch_dist.init_process_group(backend='gloo', **kwargs)
 
 
+def _bfloat16_on_cpu(start: Callable[..., None]) -> Callable[..., None]:
+    """mmengine's ``AmpOptimWrapper.__init__`` where there is nothing but a CPU: it takes bfloat16, and refuses other types at once.
+
+    The host refuses a CPU here, although its autocast has one, and other types in the first forward.
+    """
+
+    @functools.wraps(start)
+    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
+        start(self, *args, **kwargs)
+        if self.cast_dtype not in (None, torch.bfloat16):
+            raise ValueError(
+                f"optim_wrapper: dtype={self.cast_dtype} needs a GPU; on a CPU mixed precision is dtype='bfloat16', which is also "
+                'what no dtype means there'
+            )
+
+    return __init__
+
+
 def apply() -> None:
     """Install the cures."""
     CheckpointLoader.register_scheme(prefixes='', loader=load_local_checkpoint, force=True)
@@ -95,3 +115,6 @@ def apply() -> None:
     host_checkpoint.get_torchvision_models = _torchvision_models(host_checkpoint.get_torchvision_models)
     if not torch.cuda.is_available():
         dist_utils._init_dist_pytorch = _init_dist_without_gpu
+    if get_device() == 'cpu':
+        host_amp.is_cuda_available = lambda: True  # asked there for nothing but to refuse a CPU
+        host_amp.AmpOptimWrapper.__init__ = _bfloat16_on_cpu(host_amp.AmpOptimWrapper.__init__)

@@ -7,6 +7,8 @@ from typing import Any, Dict, List, Sequence
 from mmengine.evaluator import BaseMetric
 from mmengine.registry import METRICS
 
+from ..adapter.measures import count_behind
+
 
 @METRICS.register_module()
 class ReconstructionMetric(BaseMetric):
@@ -25,9 +27,11 @@ class ReconstructionMetric(BaseMetric):
             self.results.append({name: float(value) for name, value in figures.items()})
 
     def compute_metrics(self, results: List[Dict[str, float]]) -> Dict[str, float]:
-        cells = sum(row['labelled_cells'] for row in results)
-        means = {name: sum(row[name] for row in results) / len(results) for name in results[0]}
-        hits = sum(row['depth_within_one_bin'] * row['labelled_cells'] for row in results)
-        means['depth_within_one_bin'] = hits / max(1.0, cells)
+        means = {}
+        for name in results[0]:
+            count = count_behind(name)
+            weights = [1.0 if count is None else row[count] for row in results]
+            total = sum(row[name] * weight for row, weight in zip(results, weights))
+            means[name] = total / max(1.0, sum(weights))
         means['explained'] = 1 - means['reconstruction_loss'] / means['constant_map_loss']
         return means

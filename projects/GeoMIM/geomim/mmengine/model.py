@@ -111,7 +111,7 @@ class GeoMIMPretrainer(BaseModel):
     ) -> List[BaseDataElement]:
         batch = len(result.target)
         samples = list(data_samples) if data_samples is not None else [BaseDataElement() for _ in range(batch)]
-        figures = measure(result)
+        figures = measure(result, self.student.config.view_transform.depth_bins)
         for index, sample in enumerate(samples):
             sample.set_metainfo({'geomim': {name: values[index] for name, values in figures.items()}})
         return samples

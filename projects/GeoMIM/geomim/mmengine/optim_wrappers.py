@@ -1,5 +1,6 @@
-"""Optimizer wrappers that leave out steps whose losses, gradients or batch statistics are not finite, within limits.
+"""Steps whose losses, gradients or batch statistics are not finite are left out, within limits, whichever optimizer wrapper makes them.
 
+Any of the host's wrappers does so whose config says ``skip_nonfinite=True``; ``type`` stays the host's name, which its ``--amp`` knows.
 A step is left out as a whole, on all ranks together, as if its batch had never been drawn: no weight, momentum or
 running statistic of a normalisation layer changes. (The published code multiplies such a loss by 0, which stays NaN.)
 """
@@ -9,13 +10,13 @@ from __future__ import annotations
 import logging
 import math
 from contextlib import contextmanager
-from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple
+from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple, Type
 
 import torch
 from mmengine.dist import all_gather_object, all_reduce, get_rank
 from mmengine.logging import MessageHub, print_log
 from mmengine.optim import AmpOptimWrapper, OptimWrapper
-from mmengine.registry import OPTIM_WRAPPERS
+from mmengine.registry import OPTIM_WRAPPERS, Registry, build_from_cfg
 from torch import Tensor, nn
 
 COUNT_KEY = 'skipped_steps'  # in the message hub's runtime information, which checkpoints hold
@@ -87,6 +88,10 @@ class SkipNonFiniteMixin:
     whole accumulated step. Schedulers go on as if the step had been made. The count is kept in the message hub
     (``skipped_steps``), survives a resume, and shows in the logs.
 
+    Where a loss scaler is at work (float16), overflowing gradients of a finite loss are its business, and not counted,
+    until its scale has come down to 1: from there on the scale is not to blame. A loss that is not finite is counted
+    and leaves the scale alone.
+
     Args:
         limit: consecutive steps that may be left out.
         total_limit: steps that may be left out in the whole run, None for any number.
@@ -154,7 +159,8 @@ class SkipNonFiniteMixin:
 
     def _scaler_handles_gradients(self) -> bool:
         """Whether a loss scaler will leave the step out by itself, in search of its scale."""
-        return False
+        scaler = getattr(self, 'loss_scaler', None)
+        return scaler is not None and scaler.is_enabled() and scaler.get_scale() > 1.0
 
     def _counts(self) -> Dict[str, int]:
         return dict(self.message_hub.runtime_info.get(COUNT_KEY, {'total': 0, 'consecutive': 0}))
@@ -214,11 +220,48 @@ class SkipNonFiniteOptimWrapper(SkipNonFiniteMixin, OptimWrapper):
 
 @OPTIM_WRAPPERS.register_module()
 class SkipNonFiniteAmpOptimWrapper(SkipNonFiniteMixin, AmpOptimWrapper):
-    """mmengine's ``AmpOptimWrapper`` with :class:`SkipNonFiniteMixin`, and the arguments of both.
+    """mmengine's ``AmpOptimWrapper`` with :class:`SkipNonFiniteMixin`, and the arguments of both."""
 
-    Overflowing gradients of a finite loss are the loss scaler's business, and not counted, until its scale has come
-    down to 1: from there on the scale is not to blame. A loss that is not finite is counted and leaves the scale alone.
+
+def _skipping(kind: Type[OptimWrapper]) -> Type[OptimWrapper]:
+    """The class of wrappers itself, if it leaves steps out, or one that is derived from it and does."""
+    if issubclass(kind, SkipNonFiniteMixin):
+        return kind
+    return type(f'SkipNonFinite{kind.__name__}', (SkipNonFiniteMixin, kind), {})
+
+
+def build_wrapper(
+    cfg: Dict[str, Any], registry: Registry, default_args: Optional[Dict[str, Any]] = None
+) -> OptimWrapper:
+    """mmengine's ``build_from_cfg`` with one more key, for its registry of optimizer wrappers.
+
+    Args:
+        cfg: with ``skip_nonfinite=True``, ``type`` names any wrapper, and ``limit`` and ``total_limit`` of :class:`SkipNonFiniteMixin`
+            may be there too. With ``skip_nonfinite=False`` the limits are passed over. Without the key nothing is different.
+        registry, default_args: as of ``build_from_cfg``.
+
+    Raises:
+        ValueError: ``skip_nonfinite=False`` for a wrapper that leaves steps out by itself.
     """
+    if 'skip_nonfinite' not in cfg:
+        return build_from_cfg(cfg, registry, default_args)
+    cfg = dict(cfg)
+    skips, kind = cfg.pop('skip_nonfinite'), cfg['type']
+    if isinstance(kind, str):
+        with registry.switch_scope_and_registry(cfg.get('_scope_')) as scoped:
+            kind = scoped.get(kind)
+    if kind is None:
+        return build_from_cfg(cfg, registry, default_args)  # the host says what it does not know
+    if skips:
+        return build_from_cfg({**cfg, 'type': _skipping(kind)}, registry, default_args)
+    if issubclass(kind, SkipNonFiniteMixin):
+        raise ValueError(
+            f"optim_wrapper: skip_nonfinite=False and type='{kind.__name__}' contradict each other; take 'OptimWrapper' or "
+            "'AmpOptimWrapper', which take every step then"
+        )
+    for name in ('limit', 'total_limit'):
+        cfg.pop(name, None)
+    return build_from_cfg(cfg, registry, default_args)
 
-    def _scaler_handles_gradients(self) -> bool:
-        return self.loss_scaler.is_enabled() and self.loss_scaler.get_scale() > 1.0
+
+OPTIM_WRAPPERS.build_func = build_wrapper

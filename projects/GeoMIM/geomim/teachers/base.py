@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Dict, Optional, Sequence, Tuple, Union
+from typing import Any, Callable, Dict, Optional, Sequence, Tuple, Union
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from ..method.grid import BEVGrid
 
 GridLike = Union[BEVGrid, Dict[str, Any]]
+# for what a compiled step leaves as it is: sparse, of other sizes every time, or with values read by the host (torch >= 2.1)
+not_compiled: Callable[[Any], Any] = getattr(getattr(torch, 'compiler', None), 'disable', lambda function: function)
 Points = Sequence[Tensor]
 
 
@@ -86,6 +88,7 @@ class BEVTeacher(nn.Module):
         """Stays in evaluation mode, whatever its parent does."""
         return super().train(False)
 
+    @not_compiled
     @torch.no_grad()
     def forward(self, points: Points) -> Tensor:
         """The target's source.

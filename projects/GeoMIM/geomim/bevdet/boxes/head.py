@@ -18,6 +18,7 @@ from mmengine.structures import InstanceData
 from torch import Tensor
 
 from ...method.target import at_least_float32
+from ...teachers.base import not_compiled
 from .decoding import CenterDecoder, Detections, gather_cells
 from .nms import TaskNMS, nms_of_tasks
 from .targets import CenterTargetConfig, CenterTargets, TaskTargets, center_targets
@@ -112,6 +113,12 @@ class BEVDetCenterHead(CenterHead):
             got = 'a tensor' if isinstance(feats, Tensor) else f'{len(feats)} levels'
             raise ValueError(f'the head takes a list of one BEV map, got {got}')
         return super().forward(feats)
+
+    @not_compiled
+    def get_targets(self, batch_gt_instances_3d: Sequence[InstanceData]) -> Tuple[List[Tensor], ...]:
+        """CenterHead's: lists over the tasks of heat maps, boxes, their cells and masks, each (B, ...)."""
+        targets: Tuple[List[Tensor], ...] = super().get_targets(batch_gt_instances_3d)
+        return targets
 
     def get_targets_single(self, gt_instances_3d: InstanceData) -> CenterTargets:
         """Targets of one sample, see :func:`~.center_targets.center_targets`; ``get_targets`` stacks them over the batch.

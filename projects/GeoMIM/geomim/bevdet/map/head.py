@@ -88,8 +88,11 @@ class BEVMapSegHead(BaseModule):
             raise ValueError(
                 f'map head: features of {tuple(bev.shape)}, expected (B, {self.in_channels}, Y, X) over the grid {grid.describe()}'
             )
-        positions = self.positions.to(bev.dtype).expand(bev.shape[0], -1, -1, -1)
-        return self.classifier(F.grid_sample(bev, positions, mode='bilinear', align_corners=False))
+        # half precision would misplace samples by a good part of a cell
+        exact = at_least_float32(bev)
+        positions = self.positions.to(exact.dtype).expand(bev.shape[0], -1, -1, -1)
+        sampled = F.grid_sample(exact, positions, mode='bilinear', align_corners=False)
+        return self.classifier(sampled.to(bev.dtype))
 
     def loss(self, feats: Sequence[Tensor], batch_data_samples: Sequence) -> Dict[str, Tensor]:
         """``map.loss_CLASS``, the focal loss of each class over all samples and cells, computed in float32 (or float64).

@@ -15,7 +15,7 @@ from mmdet.models.backbones.resnet import BasicBlock
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ...method.camera import CAMERA_VECTOR_SIZE, CameraRig
+from ...method.camera import CAMERA_VECTOR_SIZE, CameraRig, full_precision
 
 CAMERA_NUMBERS = CAMERA_VECTOR_SIZE + 5  # those of the pretraining gate and five of the BEV augmentation
 _ASPP_DILATIONS = (1, 6, 12, 18)
@@ -103,10 +103,15 @@ class ASPP(nn.Module):
 
 
 class DeformableConv(DeformConv2dPack):
-    """Deformable convolution of any number of images; mmcv's own wants a multiple of ``im2col_step`` once there are more than that."""
+    """Deformable convolution of any number of images, in the weights' precision whatever the autocast.
+
+    mmcv's own wants a multiple of ``im2col_step`` once there are more than that, has no bfloat16, and would round its offsets, cells.
+    """
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.cat([super(DeformableConv, self).forward(part) for part in x.split(self.im2col_step)])
+        with full_precision(x):
+            parts = x.to(self.weight.dtype).split(self.im2col_step)
+            return torch.cat([super(DeformableConv, self).forward(part) for part in parts])
 
 
 class DepthNet(nn.Module):

@@ -66,11 +66,10 @@ class SurroundFrames:
         Raises:
             ValueError: a key that is missing, or a shape that does not fit.
         """
-        names = [field.name for field in fields(cls)]
-        missing = [name for name in names if name not in inputs]
+        missing = [name for name in _NAMES if name not in inputs]
         if missing:
             raise ValueError(f'surround frames: {", ".join(missing)} missing from the inputs {sorted(inputs)}')
-        return cls(**{name: inputs[name] for name in names})
+        return cls(**{name: inputs[name] for name in _NAMES})
 
     @classmethod
     def from_bevdet(cls, img_inputs: Sequence[Tensor], num_frames: int) -> SurroundFrames:
@@ -149,3 +148,6 @@ class SurroundFrames:
             img_aug=self.img_aug[:, frame],
             bev_aug=self.bev_aug,
         )
+
+
+_NAMES = tuple(field.name for field in fields(SurroundFrames))  # compilers cannot ask a class
