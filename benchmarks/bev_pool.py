@@ -83,7 +83,7 @@ def published(arguments: argparse.Namespace) -> Variant:
     def pool(depth, context, num_cells, indices):
         # its maps are (B, N, D, h, w) and (B, N, h, w, C); only the order in memory counts
         shape = (1, 1, 1, num_cells, context.shape[1])
-        pooled = function(depth[None, None], context[None, None], bev_feat_shape=shape, **indices)
+        pooled = function(depth[None, None, None], context[None, None, None], bev_feat_shape=shape, **indices)
         return pooled.flatten(2)[0].t()
 
     return Variant(pool, prepare)

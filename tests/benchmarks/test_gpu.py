@@ -134,3 +134,24 @@ def test_the_triton_kernel_agrees_in_tritons_interpreter(repository: Path, tmp_p
         '    torch.testing.assert_close(ours, plain)\n'
     )
     run_quietly([program], TRITON_INTERPRET='1')
+
+
+def test_the_published_kernel_gets_maps_and_places_that_fit(
+    load_script: Callable[[str], ModuleType], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Plain twin of BEVDet's function on a CPU: depth (B, N, D, h, w) and features (B, N, h, w, C), whose memory its places count."""
+    bev_pool = load_script('benchmarks/bev_pool.py')
+
+    def stand_in(depth: Any, feat: Any, bev_feat_shape: Any, interval_starts: Any, **ranks: Any) -> Any:
+        assert depth.dim() == feat.dim() == len(bev_feat_shape) == 5
+        assert (ranks['ranks_bev'][interval_starts.long()].diff() > 0).all(), 'one run of points a cell'
+        in_depth, in_feat, in_bev = (ranks[f'ranks_{name}'].long() for name in ('depth', 'feat', 'bev'))
+        lifted = depth.flatten()[in_depth, None] * feat.flatten(0, 3)[in_feat]
+        pooled = torch.zeros(bev_feat_shape).flatten(0, 3).index_add(0, in_bev, lifted)
+        return pooled.view(bev_feat_shape).permute(0, 4, 1, 2, 3)
+
+    monkeypatch.setattr(bev_pool, 'load_bev_pool_v2', lambda folder: stand_in)
+    arguments = SimpleNamespace(bev_pool_v2='folder', device='cpu', image_size=(64, 96), repeats=1)
+    row = bev_pool.measure('bev_pool_v2', arguments)
+    assert 'error' not in row, row
+    assert row['difference'] < 1e-5

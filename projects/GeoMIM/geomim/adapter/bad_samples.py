@@ -52,20 +52,20 @@ class BadSamples:
         raise ValueError(f'sample {index} cannot be read, and in {_ATTEMPTS} attempts no other was found that can be')
 
     def _note(self, index: int, error: Exception) -> None:
-        """Tell of a bad sample once."""
-        if self._bad[index]:
-            return
+        """Tell of a bad sample once, and end the run where there are too many."""
+        known = bool(self._bad[index])
         self._bad[index] = 1
         if self.number > self.limit:
             raise ValueError(
                 f'{self.number} samples cannot be read, more than max_bad_samples={self.limit}; the last is sample {index}: '
                 f'{error}'
             ) from error
-        warnings.warn(
-            f'bad sample {index} is skipped, another takes its place ({self.number} so far, max_bad_samples={self.limit}): '
-            f'{error}',
-            stacklevel=2,
-        )
+        if not known:
+            warnings.warn(
+                f'bad sample {index} is skipped, another takes its place ({self.number} so far, '
+                f'max_bad_samples={self.limit}): {error}',
+                stacklevel=2,
+            )
 
 
 def check_policy(policy: str, limit: int, training: bool = True) -> None:

@@ -219,9 +219,8 @@ class LoadSurroundSweeps(_CheckedFile, LoadPointsFromMultiSweeps):
         features = np.concatenate([own, *clouds])
         if list(self.use_dim) != list(range(features.shape[1])):
             features = np.ascontiguousarray(features[:, self.use_dim])
-        results['points'] = points[:0][
-            :, list(self.use_dim)
-        ]  # of the key cloud's kind, with the meaning of its columns
+        # an empty cloud of the key cloud's kind takes them: slicing knows what the columns mean
+        results['points'] = points[:0][:, list(self.use_dim)]
         results['points'].tensor = torch.from_numpy(features)
         return results
 
