@@ -1,7 +1,9 @@
-"""What the benchmarks share: a clock, peak memory, a process per measurement, and a rig of cameras."""
+"""What the benchmarks share: a clock, peak memory, a process per measurement, precisions, and a rig of cameras."""
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import json
 import os
 import platform
@@ -10,7 +12,7 @@ import statistics
 import subprocess
 import sys
 import time
-from typing import Any, Callable, Dict, Optional, Sequence
+from typing import Any, Callable, ContextManager, Dict, Optional, Sequence
 
 import torch
 
@@ -38,6 +40,32 @@ def peak_mib(device: str) -> float:
     if torch.device(device).type == 'cuda':
         return torch.cuda.max_memory_allocated() / 2**20
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+
+
+def forget_peak(device: str) -> None:
+    """Frees what is no longer used, and a GPU's :func:`peak_mib` starts anew; that of a process cannot."""
+    gc.collect()
+    if torch.device(device).type == 'cuda':
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+
+
+def precision_context(precision: str, device: str) -> ContextManager[Any]:
+    """For ``fp32``, ``tf32`` or ``bf16``; sets whether a GPU rounds float32 to TF32, until the next call."""
+    kind = torch.device(device).type
+    if kind == 'cuda':
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision == 'tf32'
+    return torch.autocast(kind, torch.bfloat16) if precision == 'bf16' else contextlib.nullcontext()
+
+
+def product_tflops(precision: str, device: str) -> float:
+    """Speed of a large matrix product, TFLOP/s, for the speed of a step to stand beside."""
+    side = 8192 if torch.device(device).type == 'cuda' else 512
+    kind = torch.bfloat16 if precision == 'bf16' else torch.float32
+    left, right = (torch.randn(side, side, device=device, dtype=kind) for _ in range(2))
+    with precision_context(precision, device):
+        fastest = min(timed(lambda: left @ right, device) for _ in range(5))
+    return 2 * side**3 / fastest / 1e12
 
 
 def machine(device: str) -> str:

@@ -1,4 +1,4 @@
-"""The ways to pool that ``view_transform.py`` measures.
+"""The ways to pool that ``view_transform.py`` and ``bev_pool.py`` measure.
 
 Shape legend: N cameras (one sample), C channels, h x w feature cells, D depth bins, Y x X BEV cells.
 """
@@ -40,12 +40,16 @@ def make_variants(
     }
     if device.type != 'cuda':
         return variants
-    triton = load_triton(fresh)
-    if triton is not None:
-        variants.update(both_ways('Triton', fresh, triton, fresh.plan))
+    try:
+        variants.update(both_ways('Triton', fresh, by_rows(fresh, triton_pool(device)), fresh.plan))
+    except Exception as error:  # whatever its compiler raises
+        print(f'Triton left out: {type(error).__name__}: {error}', file=sys.stderr)
     if published:
         pool = published_pool(fresh, load_bev_pool_v2(published))
-        variants.update(both_ways('bev_pool_v2', fresh, pool, lambda rig: published_indices(fresh, rig)))
+        area = fresh.feature_size[0] * fresh.feature_size[1]
+        variants.update(
+            both_ways('bev_pool_v2', fresh, pool, lambda rig: published_indices(fresh.cell_index(rig), area))
+        )
     return variants
 
 
@@ -95,14 +99,17 @@ def load_bev_pool_v2(folder: str) -> Callable[..., Tensor]:
     return importlib.import_module('published_bev_pool_v2.bev_pool').bev_pool_v2
 
 
-def published_indices(view: nn.Module, rig: CameraRig) -> Dict[str, Tensor]:
-    """What ``bev_pool_v2`` wants to know: of each point on the grid, ordered by cell, its places in depth (N, D, h, w), in the features
-    (N, h, w) and in BEV; and where the run of points of each cell starts and how long it is. All int32."""
-    cells = view.cell_index(rig)  # (N * h * w, D)
+def published_indices(cells: Tensor, area: int = 1) -> Dict[str, Tensor]:
+    """What ``bev_pool_v2`` wants to know: of each point on the grid, ordered by cell, its places in depth, in the features and in BEV; and
+    where the run of points of each cell starts and how long it is. All int32.
+
+    Args:
+        cells: (N * h * w, D).
+        area: h * w for depth (N, D, h, w), 1 for depth (N * h * w, D).
+    """
     flat = cells.flatten()
     points = flat.argsort()[(flat < 0).sum() :]
     row, column = points // cells.shape[1], points % cells.shape[1]
-    area = view.feature_size[0] * view.feature_size[1]
     _, lengths = torch.unique_consecutive(flat[points], return_counts=True)
     found = dict(
         ranks_depth=(row // area * cells.shape[1] + column) * area + row % area,
@@ -125,15 +132,10 @@ def published_pool(view: nn.Module, published: Callable[..., Tensor]) -> Pool:
     return pool
 
 
-def load_triton(view: nn.Module) -> Optional[Pool]:
-    """The candidate of ``triton_bev_pool.py``, None without triton or where it fails."""
-    try:
-        from triton_bev_pool import triton_bev_pool
+def triton_pool(device: Any) -> Callable[..., Tensor]:
+    """The candidate of ``triton_bev_pool.py``, tried on a few points: raises where there is no Triton, or whatever its compiler does."""
+    from triton_bev_pool import triton_bev_pool
 
-        cells = torch.zeros(32, view.depth_bins.count, dtype=torch.int64, device=view.pixels.device)
-        rows = torch.ones(32, view.out_channels, device=cells.device)
-        triton_bev_pool(torch.ones_like(cells, dtype=rows.dtype), rows, PoolPlan.build(cells, 2))
-    except Exception as error:  # whatever its compiler raises
-        print(f'Triton left out: {type(error).__name__}: {error}', file=sys.stderr)
-        return None
-    return by_rows(view, triton_bev_pool)
+    cells = torch.zeros(32, 8, dtype=torch.int64, device=device)
+    triton_bev_pool(torch.ones(32, 8, device=device), torch.ones(32, 16, device=device), PoolPlan.build(cells, 2))
+    return triton_bev_pool

@@ -1,7 +1,8 @@
 """Candidate for ``bev_pool`` on a GPU: a Triton kernel in which each program sums the points of one BEV cell.
 
-It has been neither compiled nor measured on a GPU yet: ``benchmarks/view_transform.py --device cuda`` does both, where there is triton, and
-marks a result that differs from index_add. Only the forward is its own; the backward is that of the weighted bags.
+It agrees with index_add in Triton's interpreter (``tests/benchmarks``) and has been neither compiled nor measured on a GPU yet:
+``benchmarks/gpu.sh`` and ``benchmarks/view_transform.py --device cuda`` do both. Only the forward is its own; the backward is
+that of the weighted bags.
 """
 
 # No postponed annotations: triton reads them.
@@ -42,7 +43,7 @@ class _TritonPool(_BagPool):
     def forward(ctx: Any, depth: Tensor, context: Tensor, plan: PoolPlan) -> Tensor:
         depth, context = depth.contiguous(), context.contiguous()
         ctx.save_for_backward(depth, context)
-        ctx.plan = plan
+        ctx.cells = plan.cells  # what the inherited backward reads
         pooled = torch.empty(plan.num_cells, context.shape[1], dtype=torch.float32, device=context.device)
         sum_cells[(plan.num_cells,)](
             depth,

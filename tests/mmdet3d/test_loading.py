@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from pathlib import Path
 from typing import Any, Dict
@@ -9,6 +10,7 @@ from typing import Any, Dict
 import cv2
 import numpy as np
 import pytest
+from mmdet3d.datasets.transforms import LoadPointsFromMultiSweeps
 from mmdet3d.structures import LiDARPoints
 
 from geomim.mmdet3d.loading import (
@@ -246,6 +248,49 @@ def test_first_keyframe_without_sweeps_is_padded() -> None:
     results = {'points': LiDARPoints(np.ones((10, 5), np.float32), points_dim=5), 'timestamp': 1.0}
     loaded = LoadSurroundSweeps(sweeps_num=9, load_dim=5, use_dim=5, pad_empty_sweeps=True).transform(results)
     assert loaded['points'].tensor.shape == (100, 5)
+
+
+@pytest.mark.parametrize(
+    'options',
+    [
+        dict(use_dim=5, remove_close=True),
+        dict(use_dim=[0, 1, 2, 4]),
+        dict(use_dim=5, sweeps_num=2, remove_close=True),
+        dict(use_dim=4, sweeps_num=2, test_mode=True),
+    ],
+)
+@pytest.mark.parametrize('count', [None, 0, 3])
+def test_sweeps_are_mmdet3ds_to_the_bit(tmp_path: Path, options: Dict[str, Any], count: Any) -> None:
+    """Plain twin: mmdet3d's own step with the translations that it would need; the draws are its, too."""
+    random = np.random.default_rng(0)
+    results: Dict[str, Any] = {'token': 'abc', 'timestamp': 10.0}
+    if count is not None:
+        results['lidar_sweeps'] = []
+    for number in range(count or 0):
+        path = str(tmp_path / f'{number}.bin')
+        random.normal(0, 3, (500, 5)).astype(np.float32).tofile(path)
+        pose = np.eye(4)
+        pose[:3, :3] = np.linalg.qr(random.normal(size=(3, 3)))[0]
+        pose[:3, 3] = random.normal(0, 3, 3)
+        points = {'lidar_path': path, 'lidar2sensor': (pose * [1, 1, np.sign(np.linalg.det(pose)), 1]).tolist()}
+        results['lidar_sweeps'].append({'timestamp': 9.95 - 0.05 * number, 'lidar_points': points})
+    key = random.normal(0, 3, (400, 5)).astype(np.float32)
+    adapted = copy.deepcopy(results)
+    for sweep in adapted.get('lidar_sweeps', ()):
+        matrix = np.array(sweep['lidar_points']['lidar2sensor'])
+        matrix[:3, 3] = -np.linalg.inv(matrix)[:3, 3]
+        sweep['lidar_points']['lidar2sensor'] = matrix
+    found = []
+    for step, given in ((LoadSurroundSweeps, results), (LoadPointsFromMultiSweeps, adapted)):
+        np.random.seed(3)
+        given['points'] = LiDARPoints(key.copy(), points_dim=5, attribute_dims=dict(intensity=3, time=4))
+        loaded = step(load_dim=5, pad_empty_sweeps=True, **options).transform(given)['points']
+        found.append((loaded, np.random.uniform()))
+    (ours, draw), (plain, its_draw) = found
+    assert ours.tensor.numpy().tobytes() == plain.tensor.numpy().tobytes()
+    assert ours.tensor.is_contiguous()
+    assert (type(ours), ours.points_dim, ours.attribute_dims) == (type(plain), plain.points_dim, plain.attribute_dims)
+    assert draw == its_draw
 
 
 @pytest.mark.parametrize('value', [np.nan, np.inf])

@@ -12,6 +12,7 @@ import pytest
 pytest.importorskip('mmdet3d')
 
 import mmengine
+from mmdet3d.datasets import Det3DDataset
 from mmengine.config import Config
 from mmengine.registry import DATASETS
 
@@ -186,6 +187,79 @@ def test_another_version_is_told(build: Build, monkeypatch: pytest.MonkeyPatch) 
     assert build(mini, metainfo=dict(classes=['car'])).metainfo['version'] == 'v1.0-mini'
     assert build(metainfo=dict(version='v1.0-trainval')).metainfo['version'] == 'v1.0-trainval'
     assert len(told) == 1
+
+
+@pytest.mark.parametrize('serialize_data', [True, False])
+def test_samples_are_mmdet3ds_and_no_step_reaches_the_next(build: Build, serialize_data: bool) -> None:
+    """Plain twin: mmdet3d's own method, which copies a record before the pipeline sees it."""
+    data = build(serialize_data=serialize_data, filter_empty_gt=False)
+
+    def content(info: Dict[str, Any]) -> Dict[str, Any]:
+        info = copy.deepcopy(info)
+        info['ann_info']['gt_bboxes_3d'] = info['ann_info']['gt_bboxes_3d'].numpy()
+        return info
+
+    data.pipeline = content
+    plain, ours = (prepare(data, 1) for prepare in (Det3DDataset.prepare_data, type(data).prepare_data))
+    np.testing.assert_equal(ours, plain)
+
+    def wreck(info: Dict[str, Any]) -> Dict[str, Any]:
+        info['ann_info'].clear()
+        for camera in info['images'].values():
+            camera['cam2img'][0][0] = -1
+        return info
+
+    data.pipeline = wreck
+    data[1]
+    data.pipeline = content
+    np.testing.assert_equal(data[1], plain)
+
+
+@pytest.mark.parametrize('kind', ['truncated', 'absent'])
+def test_a_sample_that_cannot_be_read_stops_or_is_skipped(build: Build, tmp_path: Path, kind: str) -> None:
+    steps = [dict(type='LoadCameraRig'), dict(type='LoadSurroundImages')]
+    settings = dict(pipeline=steps, filter_empty_gt=False)
+    whole, path = build(**settings), tmp_path / 'broken.jpg'
+    if kind == 'truncated':
+        path.write_bytes(Path(whole[1]['img_path'][2]).read_bytes()[:-500])
+
+    def breaks(file: Dict[str, Any]) -> None:
+        by_token = {info['token']: info for info in file['data_list']}
+        list(by_token[whole[1]['token']]['images'].values())[2]['img_path'] = str(path)
+
+    with pytest.raises(ValueError, match=f'{whole[1]["token"]}, camera .*broken.jpg (is truncated|cannot be read)'):
+        build(breaks, **settings)[1]
+    data = build(breaks, on_bad_sample='skip', **settings)
+    with pytest.warns(UserWarning, match=r'bad sample 1 is skipped.*1 so far, max_bad_samples=10.*broken\.jpg'):
+        stand_in = data[1]
+    assert stand_in['token'] in {whole[index]['token'] for index in (0, 2, 3)}
+    assert data.bad_samples.number == 1
+    assert data[2]['token'] == whole[2]['token']
+    with pytest.warns(UserWarning, match='bad sample 1'):
+        assert build(breaks, on_bad_sample='skip', **settings)[-3]['token'] == stand_in['token']
+
+
+@pytest.mark.filterwarnings('ignore:bad sample')
+def test_points_that_cannot_be_read_are_skipped(build: Build, tmp_path: Path) -> None:
+    """A file that is cut short; one bad sample more than allowed ends the run and tells of the file."""
+    (tmp_path / 'cut.bin').write_bytes(bytes(4 * 5 * 300 + 4))
+    settings = dict(pipeline=[dict(type='LoadSurroundPoints', coord_type='LIDAR', load_dim=5)], filter_empty_gt=False)
+
+    def breaks(file: Dict[str, Any]) -> None:
+        for info in file['data_list'][:2]:
+            info['lidar_points']['lidar_path'] = str(tmp_path / 'cut.bin')
+
+    data = build(breaks, on_bad_sample='skip', **settings)
+    with pytest.warns(UserWarning, match=r'bad sample 0 .*cut\.bin: 1501 values are no whole number of points'):
+        assert len(data[0]['points']) > 1000
+    limited = build(breaks, on_bad_sample='skip', max_bad_samples=1, **settings)
+    with pytest.raises(ValueError, match=r'2 samples .* max_bad_samples=1; .*cut\.bin'):
+        list(map(limited.__getitem__, (0, 1)))
+
+
+def test_scores_are_not_made_of_other_samples(build: Build) -> None:
+    with pytest.raises(ValueError, match='scores need every sample'):
+        build(on_bad_sample='skip', test_mode=True)
 
 
 def test_entries_by_camera_are_mmdet3ds(small_world: Path) -> None:

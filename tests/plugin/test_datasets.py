@@ -51,3 +51,28 @@ def test_class_balancing_draws_as_the_fork_does() -> None:
         np.random.seed(3)
         draws.append(kind(Listed([{0}, {0, 1, 2}, {0, 2}, {1}, {0}, {2}])).sample_indices)
     assert draws[0] == draws[1]
+
+
+def test_a_sample_that_cannot_be_read_stops_or_is_skipped(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same other sample each time, in the place of the balanced draw."""
+
+    def read(self: Listed, index: int) -> Any:
+        if index == 1:
+            raise OSError('image file is truncated')
+        return SimpleNamespace(index=index)
+
+    monkeypatch.setattr(Listed, '__getitem__', read)
+    settings = dict(type='GeoMIMCBGSDataset', dataset=dict(type='Listed', classes_of=[{0}, {1}, {2}]))
+    place = build_dataset(settings).sample_indices.index(1)
+    with pytest.raises(OSError, match='truncated'):
+        build_dataset(settings)[place]
+    found = set()
+    for _ in range(3):
+        data = build_dataset(dict(settings, on_bad_sample='skip'))
+        with pytest.warns(UserWarning, match='bad sample 1 is skipped.*truncated'):
+            found.add(data[data.sample_indices.index(1)].index)
+        assert data.bad_samples.number == 1
+    assert len(found) == 1
+    assert found < {0, 2}
+    with pytest.raises(ValueError, match='on_bad_sample must be'):
+        build_dataset(dict(settings, on_bad_sample='ignore'))

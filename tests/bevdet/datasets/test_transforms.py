@@ -32,6 +32,7 @@ from geomim.bevdet.datasets import (
     LoadSurroundFrames,
     PackBEVDetInputs,
     SurroundFramesAug,
+    channels_first,
 )
 from geomim.bevdet.datasets.data_config import BDAConfig, BEVDraw, DataConfig
 from geomim.bevdet.detectors import BEVDet
@@ -383,6 +384,14 @@ def test_what_is_missing_is_named(
     frame_without(sample, key, 'CAM_BACK', past)
     with pytest.raises(ValueError, match=f'sample {token}.*{message}'):
         run(bevdet_pipeline(frames=3)[:1], sample)
+
+
+@pytest.mark.parametrize('kind', [np.uint8, np.float32])
+def test_channels_first_is_a_transposed_stack(kind: Any) -> None:
+    images = np.random.default_rng(0).uniform(0, 255, (2, 3, 5, 7, 3)).astype(kind)
+    packed = channels_first([list(frame) for frame in images])
+    assert packed.dtype == kind
+    np.testing.assert_array_equal(packed, np.transpose(images, (0, 1, 4, 2, 3)))
 
 
 def test_wrong_numbers_and_orders(sample: Dict[str, Any], bevdet_pipeline: Build) -> None:

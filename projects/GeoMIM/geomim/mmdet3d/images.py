@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import tempfile
 import threading
 import warnings
@@ -17,9 +18,12 @@ import cv2
 import mmengine.fileio
 import numpy as np
 
+from ..adapter.bad_samples import UnreadableFile
+
 _AS_STORED = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
 _JPEG, _PNG = b'\xff\xd8', b'\x89PNG\r\n\x1a\n'
-_START_OF_SCAN, _END_OF_IMAGE, _FILL = 0xDA, b'\xff\xd9', 0xFF
+_START_OF_SCAN, _FILL = 0xDA, 0xFF
+_START_OR_END = re.compile(b'\xff[\xd8\xd9]')  # of an image; a scan holds neither
 _WITHOUT_LENGTH = (0x00, 0x01, *range(0xD0, 0xDA))  # markers that are not followed by the length of a segment
 _COMPLAINTS = (b'Corrupt JPEG data', b'Premature end of JPEG', b'Inconsistent progression', b'Invalid SOS')
 _STDERR = 2
@@ -41,20 +45,20 @@ def read_image(path: str, backend_args: Optional[Dict[str, Any]] = None, where: 
         where: what messages begin with.
 
     Raises:
-        ValueError: a file that is absent, empty, truncated or no image; names it.
+        UnreadableFile: a ``ValueError``; a file that is absent, empty, truncated or no image; names it.
     """
     name = f'{where}image {path}'
     try:
         data = mmengine.fileio.get(path, backend_args=backend_args)
     except OSError as error:
-        raise ValueError(f'{name} cannot be read: {error}') from error
+        raise UnreadableFile(f'{name} cannot be read: {error}') from error
     if not data:
-        raise ValueError(f'{name} is an empty file')
+        raise UnreadableFile(f'{name} is an empty file')
     if _cut_short(data):
-        raise ValueError(f'{name} is truncated: its end is missing after {len(data)} bytes')
+        raise UnreadableFile(f'{name} is truncated: its end is missing after {len(data)} bytes')
     image, complaints = _decode(data)
     if image is None:
-        raise ValueError(f'{name} cannot be decoded ({len(data)} bytes starting with {data[:8]!r})')
+        raise UnreadableFile(f'{name} cannot be decoded ({len(data)} bytes starting with {data[:8]!r})')
     if complaints:
         warnings.warn(f'{name} is damaged, a part of the picture may be wrong or grey ({complaints})', stacklevel=2)
     return image
@@ -67,8 +71,10 @@ def _cut_short(data: bytes) -> bool:
     """
     if data.startswith(_JPEG):
         scan = _first_scan(data)
-        end, other = (data.find(mark, scan) for mark in (_END_OF_IMAGE, _JPEG))
-        return scan >= 0 and (end < 0 or 0 <= other < end)  # other: a preview behind an image that has no end
+        if scan < 0:
+            return False
+        mark = _START_OR_END.search(data, scan)
+        return mark is None or mark.group() == _JPEG  # a preview behind an image that has no end
     return data.startswith(_PNG) and not _has_last_chunk(data)
 
 

@@ -11,6 +11,7 @@ from mmdet3d.datasets.transforms import LoadPointsFromFile
 from mmengine.logging import print_log
 from mmengine.registry import DATASETS
 
+from ..adapter.bad_samples import BadSamples, check_policy
 from ..checkpoints.info_files import read_infos
 
 _BOX = 7  # numbers of bbox_3d
@@ -25,6 +26,9 @@ class PlainNuScenesDataset(NuScenesDataset):
 
     Args:
         metainfo: as mmdet3d's; without ``version``, the file's.
+        on_bad_sample: 'raise' where a file of a sample cannot be read, or, in training, 'skip' it: each is named once in a
+            warning, and another takes its place, which follows from the sample's number alone.
+        max_bad_samples: how many samples may be skipped; one more ends the run. The workers of a loader count together.
 
     Raises:
         ValueError: a file that ``read_infos`` refuses or that has no sample, a class that is nowhere known, a label that the
@@ -32,7 +36,18 @@ class PlainNuScenesDataset(NuScenesDataset):
             annotation to train on.
     """
 
-    def __init__(self, *args: Any, metainfo: Optional[Mapping[str, Any]] = None, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        metainfo: Optional[Mapping[str, Any]] = None,
+        on_bad_sample: str = 'raise',
+        max_bad_samples: int = 10,
+        **kwargs: Any,
+    ) -> None:
+        check_policy(on_bad_sample, max_bad_samples, training=not kwargs.get('test_mode'))
+        self.max_bad_samples = max_bad_samples
+        self.bad_samples: Optional[BadSamples] = None
+        self._skips = on_bad_sample == 'skip'
         known = self.METAINFO['classes']
         self._version = (metainfo or {}).get('version')
         further = [name for name in (metainfo or {}).get('classes', ()) if name not in known]
@@ -77,6 +92,34 @@ class PlainNuScenesDataset(NuScenesDataset):
         finally:
             self.modality = modality
         return parsed
+
+    def full_init(self) -> None:
+        """By mmengine; what is counted is there before a loader's workers are."""
+        super().full_init()
+        if self._skips and self.bad_samples is None:
+            self.bad_samples = BadSamples(self.max_bad_samples, len(self))
+
+    def prepare_data(self, index: int) -> Optional[Dict[str, Any]]:
+        """A sample, or another in the place of one that cannot be read and is skipped; None to draw another."""
+        if self.bad_samples is None:
+            return self._prepared(index)
+        sample: Optional[Dict[str, Any]] = self.bad_samples.load(self._prepared, index % len(self), len(self))
+        return sample
+
+    def _prepared(self, index: int) -> Optional[Dict[str, Any]]:
+        """As mmdet3d's ``prepare_data``, without its deep copy of a record that was made for this call."""
+        if self.show_ins_var:  # looks at the record afterwards
+            shown: Optional[Dict[str, Any]] = super().prepare_data(index)
+            return shown
+        info = self.get_data_info(index)
+        info.update(box_type_3d=self.box_type_3d, box_mode_3d=self.box_mode_3d)
+        annotated = self.filter_empty_gt and not self.test_mode
+        if annotated and len(info['ann_info']['gt_labels_3d']) == 0:
+            return None
+        example: Optional[Dict[str, Any]] = self.pipeline(info)
+        if annotated and (example is None or len(example['data_samples'].gt_instances_3d.labels_3d) == 0):
+            return None
+        return example
 
     def _take_metainfo(self, metainfo: Mapping[str, Any]) -> None:
         for key, value in metainfo.items():

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 
+import cv2
 import numpy as np
 import torch
 from mmcv.transforms import BaseTransform
@@ -208,6 +209,16 @@ def _stacked(frames: Sequence[Mapping[str, Any]], key: str) -> Tensor:
     return torch.from_numpy(np.stack([frame[key] for frame in frames])).float()
 
 
+def channels_first(frames: Sequence[Sequence[np.ndarray]]) -> np.ndarray:
+    """(F, N, C, H, W) of F lists of N images (H, W, C) of one size; OpenCV takes channels apart faster than NumPy transposes."""
+    height, width, channels = frames[0][0].shape
+    stacked = np.empty((len(frames), len(frames[0]), channels, height, width), frames[0][0].dtype)
+    for frame, images in zip(stacked, frames):
+        for camera, image in zip(frame, images):
+            camera[...] = cv2.split(image)
+    return stacked
+
+
 @TRANSFORMS.register_module()
 class PackBEVDetInputs(Pack3DDetInputs):
     """mmdet3d's packing with the inputs of the BEVDet family.
@@ -249,9 +260,8 @@ class PackBEVDetInputs(Pack3DDetInputs):
     def _inputs(self, results: Mapping[str, Any]) -> Dict[str, Tensor]:
         frames: List[Mapping[str, Any]] = results['frames']
         self._check(frames)
-        images = np.stack([np.stack(frame['img']) for frame in frames])  # F, N, H, W, 3
         inputs = {
-            'images': torch.from_numpy(np.ascontiguousarray(images.transpose(0, 1, 4, 2, 3))),
+            'images': torch.from_numpy(channels_first([frame['img'] for frame in frames])),
             'cam2ego': _stacked(frames, 'cam2ego'),
             'ego2global': torch.from_numpy(frame_poses(frames)).float(),
             'intrinsics': _stacked(frames, 'cam2img'),

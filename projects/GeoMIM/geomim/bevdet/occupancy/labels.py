@@ -17,6 +17,7 @@ from mmengine.fileio import get as read_file
 from mmengine.registry import TRANSFORMS
 from mmengine.structures import BaseDataElement
 
+from ...adapter.bad_samples import UnreadableFile
 from ...adapter.checks import WarnOnce
 from ...mmengine.rig import sample_name
 from ..poses import camera_pose, stored_pose
@@ -95,12 +96,12 @@ class LoadOccupancyLabels(BaseTransform):
         try:
             content = read_file(results['occupancy_path'], backend_args=self.backend_args)
         except OSError as error:
-            raise ValueError(f'{where} cannot be read ({error}); {_DOWNLOAD}') from error
+            raise UnreadableFile(f'{where} cannot be read ({error}); {_DOWNLOAD}') from error
         try:
             with np.load(io.BytesIO(content), allow_pickle=False) as archive:
                 labels = {name: archive[name] for name in _ARRAYS if name in archive.files}
         except (ValueError, OSError, EOFError, TypeError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
-            raise ValueError(f'{where} is no readable .npz archive: {error}') from error
+            raise UnreadableFile(f'{where} is no readable .npz archive: {error}') from error
         self._check(labels, where)
         return {name: array.astype(np.uint8) for name, array in labels.items()}
 
