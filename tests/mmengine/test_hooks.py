@@ -189,6 +189,7 @@ def test_scalars_stand_beside_the_losses_and_training_is_bit_for_bit_the_same(tm
     assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
     (file,) = (path for path in tmp_path.rglob('scalars.json') if 'explained' in path.read_text())
     rows = [json.loads(line) for line in file.read_text().splitlines()]
+    rows = [row for row in rows if 'explained' in row]  # both runs share a folder if they start in the same second
     assert [row['iter'] for row in rows] == [3, 6]
     assert len(passes) == 6
     for row, window in zip(rows, (passes[:3], passes[3:])):

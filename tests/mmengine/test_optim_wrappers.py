@@ -22,8 +22,6 @@ from mmengine.registry import OPTIM_WRAPPERS
 from mmengine.runner import Runner
 from torch import Tensor, nn
 
-from geomim.mmengine import optim_wrappers
-
 NAN = float('nan')
 BATCHES = [torch.randn(4, 3, generator=torch.Generator().manual_seed(i)) for i in range(8)]
 
@@ -376,7 +374,6 @@ def test_a_deep_copied_wrapper_state_loads_into_mmengines_own() -> None:
 
 
 TWO_RANKS = """
-    import importlib.util
     import os
     import sys
     import torch
@@ -386,9 +383,7 @@ TWO_RANKS = """
     from mmengine.registry import OPTIM_WRAPPERS
     from torch import nn
 
-    # The file alone: the package would import mmdet3d, three times over.
-    spec = importlib.util.spec_from_file_location('optim_wrappers', sys.argv[1])
-    spec.loader.exec_module(importlib.util.module_from_spec(spec))
+    import geomim.mmengine
 
     class Net(BaseModel):
         def __init__(self):
@@ -430,7 +425,7 @@ TWO_RANKS = """
         os._exit(0)  # tearing down a gloo group sometimes hangs in torch itself
 
     if __name__ == '__main__':
-        torch.multiprocessing.spawn(main, (sys.argv[2], int(sys.argv[3])), nprocs=2)
+        torch.multiprocessing.spawn(main, (sys.argv[1], int(sys.argv[2])), nprocs=2)
 """
 
 
@@ -439,7 +434,7 @@ def test_two_ranks_skip_together_when_one_meets_a_nan(tmp_path: Path, accumulati
     script = tmp_path / 'two_ranks.py'
     script.write_text(textwrap.dedent(TWO_RANKS))
     environment = {**os.environ, 'PYTHONPATH': os.pathsep.join(filter(None, sys.path))}
-    command = [sys.executable, str(script), optim_wrappers.__file__, str(tmp_path / 'store'), str(accumulation)]
+    command = [sys.executable, str(script), str(tmp_path / 'store'), str(accumulation)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
     assert sorted(path.name for path in tmp_path.glob('*.done*')) == ['store.done0', 'store.done1']

@@ -32,9 +32,9 @@ from geomim.bevdet.datasets import (
     LoadSurroundFrames,
     PackBEVDetInputs,
     SurroundFramesAug,
-    channels_first,
 )
 from geomim.bevdet.datasets.data_config import BDAConfig, BEVDraw, DataConfig
+from geomim.bevdet.datasets.transforms import channels_first
 from geomim.bevdet.detectors import BEVDet
 from geomim.method.depth import depth_labels, project_points
 

@@ -20,6 +20,7 @@ pytest.importorskip('mmdet3d')
 from mmdet3d.registry import MODELS
 from mmdet3d.structures import LiDARInstance3DBoxes
 from mmengine.config import Config
+from mmengine.registry import init_default_scope
 from mmengine.structures import InstanceData
 
 from geomim.__main__ import main
@@ -45,6 +46,7 @@ def config(repository: Path) -> Path:
 def checkpoint(config: Path, bevdet_world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny detector with random weights, which is unsure but finds something everywhere."""
     torch.manual_seed(0)
+    init_default_scope('mmdet3d')
     model = MODELS.build(Config.fromfile(config).model)
     with torch.no_grad():
         model.pts_bbox_head.task_heads[0].heatmap[-1].weight.normal_(std=2.0)
